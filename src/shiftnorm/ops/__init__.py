@@ -1,0 +1,21 @@
+"""The two passes every norm is made of, their algebra, and the backends that run them."""
+
+from __future__ import annotations
+
+from shiftnorm.ops.dispatch import BACKENDS, Backend, choose, explain, is_traced, use_backend
+from shiftnorm.ops.passes import apply, moments, normalize
+from shiftnorm.ops.types import Affine, Moments
+
+__all__ = [
+    "BACKENDS",
+    "Affine",
+    "Backend",
+    "Moments",
+    "apply",
+    "choose",
+    "explain",
+    "is_traced",
+    "moments",
+    "normalize",
+    "use_backend",
+]

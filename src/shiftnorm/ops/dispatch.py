@@ -1,0 +1,134 @@
+"""Which backend runs the passes: an ordered list, the first one without an objection wins."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from shiftnorm.ops.cpu import CpuBackend
+from shiftnorm.ops.eager import EagerBackend
+
+__all__ = ["BACKENDS", "Backend", "choose", "explain", "is_traced", "use_backend"]
+
+
+class Backend(Protocol):
+    """The four passes over x and the reason, if any, not to run them. Coefficients are contiguous (N, C) tensors."""
+
+    name: str
+
+    def unsupported(self, x: Tensor) -> str | None:
+        """Why this backend declines x, or None."""
+        ...
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance per plane."""
+        ...
+
+    def apply(self, x: Tensor, gain: Tensor, center: Tensor, mean: Tensor) -> Tensor:
+        """``gain * (x - center) + mean``."""
+        ...
+
+    def reduce(self, g: Tensor, x: Tensor, center: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over each plane of g and of ``g * (x - center)``; var says how far off zero the planes are."""
+        ...
+
+    def combine(
+        self, g: Tensor, x: Tensor, gain: Tensor, center: Tensor, var: Tensor, slope: Tensor, offset: Tensor
+    ) -> Tensor:
+        """``gain * g + slope * (x - center) + offset``."""
+        ...
+
+
+BACKENDS: tuple[Backend, ...] = (CpuBackend(), EagerBackend())
+
+_forced: ContextVar[str | None] = ContextVar("shiftnorm_backend", default=None)
+
+
+def choose(x: Tensor) -> Backend:
+    """The backend that runs the passes over x.
+
+    Example:
+        >>> choose(torch.zeros(2, 3, 4, 4)).name
+        'cpu'
+
+    Raises:
+        RuntimeError: if ``use_backend`` forces one that declines x, or every backend does; the text has every reason.
+    """
+    forced = _forced.get()
+    objections: list[str] = []
+    for backend in BACKENDS:
+        if forced is not None and backend.name != forced:
+            continue
+        objection = backend.unsupported(x)
+        if objection is None:
+            return backend
+        objections.append(f"{backend.name} {objection}")
+    raise RuntimeError(f"no backend takes x of shape {tuple(x.shape)}, {x.dtype}, {x.device}: " + "; ".join(objections))
+
+
+def explain(x: Tensor) -> str:
+    """What runs for x and why the others do not, one line per backend.
+
+    Example:
+        >>> print(explain(torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16)))
+        cpu: declines, takes float32 and float64, x is bfloat16
+        eager: runs
+    """
+    if is_traced(x):
+        return "traced (torch.compile, export, torch.func or a tensor subclass): the plain formulas run, no backend"
+    forced = _forced.get()
+    lines: list[str] = []
+    chosen = False
+    for backend in BACKENDS:
+        if forced is not None and backend.name != forced:
+            lines.append(f"{backend.name}: set aside by use_backend({forced!r})")
+            continue
+        objection = backend.unsupported(x)
+        if objection is not None:
+            lines.append(f"{backend.name}: declines, {objection}")
+        else:
+            lines.append(f"{backend.name}: {'could run, comes later in the list' if chosen else 'runs'}")
+            chosen = True
+    return "\n".join(lines)
+
+
+@contextmanager
+def use_backend(name: str) -> Generator[None]:
+    """Run every norm inside the block on the named backend.
+
+    Example:
+        >>> with use_backend("eager"):
+        ...     choose(torch.zeros(2, 3, 4, 4)).name
+        'eager'
+
+    Raises:
+        ValueError: if no backend has this name.
+    """
+    names = [backend.name for backend in BACKENDS]
+    if name not in names:
+        raise ValueError(f"use_backend: expected one of {', '.join(names)}, got {name!r}.")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether x is being traced or transformed, so that only plain differentiable formulas may touch it.
+
+    Example:
+        >>> is_traced(torch.zeros(2, 3))
+        False
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return True
+    # torch has no public question for these two; a test pins them
+    transformed: bool = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
+    level = cast("int", torch.autograd.forward_ad._current_level)  # pyright: ignore
+    return transformed or level >= 0 or type(x) not in (Tensor, torch.nn.Parameter) or x.is_meta

@@ -1,0 +1,68 @@
+"""Backends are chosen in order, say why they decline, and can be forced."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from shiftnorm.ops import choose, dispatch, explain, moments, use_backend
+
+DECLINED = {
+    "dtype": (torch.zeros(2, 3, 4, dtype=torch.float16), "takes float32 and float64, x is float16"),
+    "rank": (torch.zeros(2, 3), "takes x with spatial dimensions"),
+    "empty": (torch.zeros(0, 3, 4), "at least one element"),
+    "strides": (torch.zeros(2, 3, 4, 8)[..., ::2], "contiguous or channels-last"),
+    "length": (torch.zeros(1, 1, 70001), "split into equal pieces"),
+    "device": (torch.zeros(2, 3, 4, device="meta"), "takes CPU tensors, x is on meta"),
+}
+
+
+@pytest.mark.parametrize("case", DECLINED)
+def test_a_backend_says_why_it_declines(case: str) -> None:
+    x, reason = DECLINED[case]
+    backend = dispatch.CpuBackend()
+    assert reason in (backend.unsupported(x) or "")
+    if case != "device":
+        assert choose(x).name == "eager"
+        assert f"cpu: declines, {backend.unsupported(x)}\neager: runs" == explain(x)
+
+
+def test_forcing_a_backend() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    with use_backend("eager"):
+        assert choose(x).name == "eager"
+        assert explain(x).splitlines()[0] == "cpu: set aside by use_backend('eager')"
+        torch.testing.assert_close(moments(x).var, x.var((2, 3), correction=0))
+    assert choose(x).name == "cpu"
+    with use_backend("cpu"), pytest.raises(RuntimeError, match="cpu takes float32 and float64, x is bfloat16"):
+        moments(x.bfloat16())
+    with pytest.raises(ValueError, match="expected one of cpu, eager, got 'cuda'"), use_backend("cuda"):
+        pass
+
+
+def test_a_further_backend_is_one_more_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Counting(dispatch.EagerBackend):
+        name = "counting"
+
+        def unsupported(self, x: Tensor) -> str | None:
+            return None if x.shape[0] == 2 else "takes batches of 2"
+
+        def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            calls.append("moments")
+            return super().moments(x)
+
+    monkeypatch.setattr(dispatch, "BACKENDS", (Counting(), *dispatch.BACKENDS))
+    moments(torch.randn(2, 3, 4))
+    moments(torch.randn(3, 3, 4))
+    assert calls == ["moments"]
+    assert explain(torch.randn(3, 3, 4)).startswith("counting: declines, takes batches of 2\ncpu: runs")
+
+
+def test_long_planes_are_summed_in_pieces() -> None:
+    x = torch.randn(1, 2, 1 << 18) + 3
+    m = moments(x)
+    torch.testing.assert_close(m.var.double(), x.double().var(2, correction=0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(m.mean.double(), x.double().mean(2), rtol=1e-6, atol=0)
