@@ -1,0 +1,241 @@
+"""The pre-activation wide residual network for small images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeAlias, cast, get_args
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NormFactory: TypeAlias = Callable[[int], nn.Module]
+SlotName: TypeAlias = Literal["pre", "residual", "identity", "post"]
+
+SLOTS: tuple[str, ...] = get_args(SlotName)
+STAGES: tuple[int, ...] = (1, 2, 3)
+
+
+def _build(factory: NormFactory, channels: int, argument: str) -> nn.Module:
+    # A module is callable too: without this check an instance would be run on the channel count.
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise TypeError(
+            f"WideResNet: {argument} must be a function from a channel count to a new module "
+            f"(a class such as nn.BatchNorm2d will do), got {factory!r}"
+        )
+    module = cast(object, factory(channels))
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"WideResNet: {argument} must return an nn.Module, returned {module!r} for {channels} channels")
+    return module
+
+
+class _Block(nn.Module):
+    """Norm, ReLU, 3x3 convolution, twice, added to a shortcut."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        norm: NormFactory,
+        inner_norm: NormFactory,
+        slots: Mapping[str, NormFactory],
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.bn1 = _build(norm, in_channels, "norm")
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn2 = _build(inner_norm, out_channels, "inner_norm")
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.keeps_width = in_channels == out_channels
+        self.conv_shortcut = (
+            nn.Identity() if self.keeps_width else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+        )
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+
+        def slot(name: SlotName, channels: int) -> nn.Module:
+            return _build(slots[name], channels, f"slots[{name!r}]") if name in slots else nn.Identity()
+
+        self.pre = slot("pre", in_channels)
+        self.residual = slot("residual", out_channels)
+        self.identity = slot("identity", out_channels)
+        self.post = slot("post", out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.keeps_width:
+            shortcut = x
+            branch = F.relu(self.bn1(self.pre(x)))
+        else:
+            activated = F.relu(self.bn1(x))
+            shortcut = self.conv_shortcut(activated)
+            branch = self.pre(activated)
+        branch = self.dropout(F.relu(self.bn2(self.conv1(branch))))
+        return self.post(self.identity(shortcut) + self.residual(self.conv2(branch)))
+
+
+class _Stage(nn.Module):
+    """Blocks of one width; the first one changes width and resolution."""
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class WideResNet(nn.Module):
+    """A pre-activation wide residual network for small images, with places for norms left open.
+
+    Each of the three stages has ``(depth - 4) / 6`` blocks::
+
+        branch = conv2(relu(bn2(conv1(relu(bn1(pre(x)))))))
+        x      = post(identity(x) + residual(branch))
+
+    In a block that changes the width the shortcut is a 1x1 convolution of ``relu(bn1(x))``, and ``pre`` comes after
+    ``relu(bn1(x))``, on the branch only.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from shiftnorm.models import WideResNet
+        >>> model = WideResNet(depth=10, widen_factor=1, num_classes=10)
+        >>> model(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+        >>> normed = WideResNet(10, 1, slots={"post": lambda channels: nn.GroupNorm(4, channels)})
+        >>> normed.block1.layer[0].post
+        GroupNorm(4, 16, ...)
+
+    Args:
+        depth: number of layers, 6n + 4 with n ≥ 1 (10, 16, 22, 28, 40).
+        widen_factor: multiplies the stage widths 16, 32, 64.
+        num_classes: number of outputs.
+        in_channels: channels of the input images.
+        norm: builds every norm from its channel count.
+        inner_norm: one entry per stage; builds the norm between the two convolutions of each block instead of ``norm``
+            (None: use ``norm``). IBN-a belongs here: IBN-Net puts instance normalization inside the residual branch, so
+            that the shortcut keeps appearance, and leaves the last stage alone. ``bn1`` would not do, because in blocks
+            that change the width its output is the shortcut.
+        slots: builds a module for a place in every block. ``"pre"``: start of the branch; ``"residual"``: end of the
+            branch; ``"identity"``: the shortcut, after its convolution; ``"post"``: after the addition.
+        stage_slots: builds a module that follows a whole stage, by stage number 1, 2 or 3 (where MixStyle goes).
+        dropout: probability of dropping a value before the second convolution of each block.
+
+    Shape:
+        (N, in_channels, H, W) → (N, num_classes), for any H and W.
+
+    State:
+        Names and shapes of the authors' ``state_dict`` (``conv1``, ``block1.layer.0.bn1``, …, ``bn1``, ``fc``). Modules
+        in slots appear under the slot's name, modules after a stage as ``after_block1`` to ``after_block3``; empty
+        places leave no trace.
+
+    Modes:
+        Dropout and whatever modules were passed in follow train and eval; nothing else does.
+
+    Raises:
+        ValueError: the depth is not 6n + 4, an unknown slot or stage, ``inner_norm`` without three entries, or a number
+            out of range.
+        TypeError: a factory is a module instead of a function, or returns something else than a module.
+
+    Cost:
+        328 million multiply-adds and 2.2 million parameters for 40-2 on a 32x32 image.
+
+    Source:
+        Zagoruyko and Komodakis, Wide Residual Networks, 2016, in the form that AugMix and CrossNorm/SelfNorm train;
+        slots as in Tang et al., CrossNorm and SelfNorm for Generalization under Distribution Shifts, 2021.
+
+    Differences from the authors' code:
+        Any input size; two different modules can stand in two places at once; modules that are passed in keep their own
+        initialisation.
+    """
+
+    def __init__(
+        self,
+        depth: int = 40,
+        widen_factor: int = 2,
+        num_classes: int = 10,
+        *,
+        in_channels: int = 3,
+        norm: NormFactory = nn.BatchNorm2d,
+        inner_norm: Sequence[NormFactory | None] | None = None,
+        slots: Mapping[str, NormFactory] | None = None,
+        stage_slots: Mapping[int, NormFactory] | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if depth < 10 or (depth - 4) % 6:
+            lower = max(10, depth - (depth - 4) % 6)
+            raise ValueError(
+                f"WideResNet: depth must be 6n + 4 with n ≥ 1, got {depth}; the nearest are {lower} and {lower + 6}"
+            )
+        for argument, value in (
+            ("widen_factor", widen_factor),
+            ("num_classes", num_classes),
+            ("in_channels", in_channels),
+        ):
+            if value < 1:
+                raise ValueError(f"WideResNet: {argument} must be at least 1, got {value}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"WideResNet: dropout must be in [0, 1), got {dropout}")
+        slots = dict(slots or {})
+        if unknown := [name for name in slots if name not in SLOTS]:
+            raise ValueError(f"WideResNet: unknown slots {unknown}; a block has {', '.join(SLOTS)}")
+        stage_slots = dict(stage_slots or {})
+        if unknown := [stage for stage in stage_slots if stage not in STAGES]:
+            raise ValueError(f"WideResNet: unknown stages {unknown} in stage_slots; the stages are 1, 2 and 3")
+        inner_norm = (None, None, None) if inner_norm is None else tuple(inner_norm)
+        if len(inner_norm) != len(STAGES):
+            raise ValueError(
+                f"WideResNet: inner_norm needs one entry for each of the 3 stages (None: use norm), "
+                f"got {len(inner_norm)}"
+            )
+
+        widths = [16, 16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+
+        def stage(number: int) -> _Stage:
+            width_in, width = widths[number - 1], widths[number]
+            return _Stage(
+                [
+                    _Block(
+                        width_in if index == 0 else width,
+                        width,
+                        2 if index == 0 and number > 1 else 1,
+                        norm,
+                        inner_norm[number - 1] or norm,
+                        slots,
+                        dropout,
+                    )
+                    for index in range((depth - 4) // 6)
+                ]
+            )
+
+        def after(number: int) -> nn.Module:
+            if number not in stage_slots:
+                return nn.Identity()
+            return _build(stage_slots[number], widths[number], f"stage_slots[{number}]")
+
+        self.block1, self.after_block1 = stage(1), after(1)
+        self.block2, self.after_block2 = stage(2), after(2)
+        self.block3, self.after_block3 = stage(3), after(3)
+        self.bn1 = _build(norm, widths[3], "norm")
+        self.fc = nn.Linear(widths[3], num_classes)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        own = [self.conv1]
+        for block in (*self.block1.layer, *self.block2.layer, *self.block3.layer):
+            own += [conv for conv in (block.conv1, block.conv2, block.conv_shortcut) if isinstance(conv, nn.Conv2d)]
+        for conv in own:
+            fan_out = conv.out_channels * math.prod(conv.kernel_size)
+            nn.init.normal_(conv.weight, 0.0, math.sqrt(2 / fan_out))
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of the images ``x``."""
+        x = self.conv1(x)
+        x = self.after_block1(self.block1(x))
+        x = self.after_block2(self.block2(x))
+        x = self.after_block3(self.block3(x))
+        x = F.adaptive_avg_pool2d(F.relu(self.bn1(x)), 1)
+        return self.fc(x.flatten(1))
