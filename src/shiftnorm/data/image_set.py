@@ -1,0 +1,78 @@
+"""A labelled set of images held in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images of one size with their labels, held in memory.
+
+    Example:
+        >>> import torch
+        >>> from shiftnorm.data import ImageSet
+        >>> images = torch.zeros(10, 3, 32, 32, dtype=torch.uint8)
+        >>> cats = ImageSet(images, torch.arange(10) % 2, ("cat", "dog"), "pets")
+        >>> first, second = cats.split(0.2)
+        >>> len(first), len(second), second.labels.bincount().tolist()
+        (8, 2, [1, 1])
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        labels: (N,) int64, indices into ``classes``.
+        classes: the class names.
+        name: what tables and reports call this set.
+
+    Raises:
+        ValueError: a wrong shape or dtype, a label without a class, or labels that do not match the images in number.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+            raise ValueError(
+                f"ImageSet {self.name!r}: images must be (N, 3, H, W) uint8, got {tuple(images.shape)} {images.dtype}"
+            )
+        if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+            raise ValueError(
+                f"ImageSet {self.name!r}: labels must be ({len(images)},) int64 for {len(images)} images, "
+                f"got {tuple(labels.shape)} {labels.dtype}"
+            )
+        if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < len(self.classes)):
+            raise ValueError(
+                f"ImageSet {self.name!r}: labels must be in 0..{len(self.classes) - 1} for {len(self.classes)} "
+                f"classes, got {int(labels.min())}..{int(labels.max())}"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.images)
+
+    def subset(self, indices: Tensor, name: str | None = None) -> ImageSet:
+        """Return the images at ``indices``, in that order, under the same classes."""
+        return ImageSet(self.images[indices], self.labels[indices], self.classes, name or self.name)
+
+    def split(self, fraction: float, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+        """Split into the rest and a random ``fraction`` of every class, both in the original order.
+
+        A class with at least two images has at least one on either side.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"ImageSet {self.name!r}: the fraction to split off must be in (0, 1), got {fraction}")
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.zeros(len(self), dtype=torch.bool)
+        for label in range(len(self.classes)):
+            members = torch.nonzero(self.labels == label).flatten()
+            order = torch.randperm(len(members), generator=generator)
+            count = min(max(1, round(fraction * len(members))), len(members) - 1)
+            chosen[members[order[: max(count, 0)]]] = True
+        return self.subset(torch.nonzero(~chosen).flatten()), self.subset(torch.nonzero(chosen).flatten())
