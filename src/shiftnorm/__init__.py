@@ -1,1 +1,11 @@
-"""Normalization layers for distribution shift."""
+"""Normalization layers for distribution shift, on one fast core."""
+
+from __future__ import annotations
+
+from shiftnorm.norms import *  # noqa: F403  (the roster is listed once, there)
+from shiftnorm.norms import __all__ as _norms
+from shiftnorm.ops import Affine, Moments, apply, explain, moments, normalize, use_backend
+
+__version__ = "0.1.0"
+
+__all__ = [*_norms, "Affine", "Moments", "apply", "explain", "moments", "normalize", "use_backend"]

@@ -120,9 +120,10 @@ class Moments(NamedTuple):
             weight = self.count / total
             mean = (weight * self.mean).sum(0, keepdim=True)
             return Moments(mean, (weight * (self.var + (self.mean - mean).square())).sum(0, keepdim=True), total)
-        mean = self.mean.mean(dim, keepdim=True)
-        var = (self.var + (self.mean - mean).square()).mean(dim, keepdim=True)
-        return Moments(mean, var, self.count * self.mean.shape[dim])
+        size = self.mean.shape[dim]
+        mean = self.mean.sum(dim, keepdim=True) / max(size, 1)  # of an empty batch: 0, not NaN
+        var = (self.var + (self.mean - mean).square()).sum(dim, keepdim=True) / max(size, 1)
+        return Moments(mean, var, self.count * size)
 
     def _all_ranks(self, process_group: object) -> Moments:
         # Each rank fills its own slot and one differentiable sum fills the rest, so a single collective carries
@@ -133,8 +134,6 @@ class Moments(NamedTuple):
         world = distributed.get_world_size(process_group)  # pyright: ignore[reportArgumentType]
         count = torch.as_tensor(self.count, dtype=self.mean.dtype, device=self.mean.device)
         rows = torch.stack([count.expand_as(self.mean), self.mean, self.var])
-        if isinstance(self.count, int) and self.count == 0:
-            rows = torch.zeros_like(rows)  # an empty shard has NaN moments and must not weigh in
         slots = F.pad(rows.unsqueeze(0), (0, 0, 0, 0, 0, 0, rank, world - rank - 1))
         counts, means, variances = _SumOverRanks.apply(slots, process_group).unbind(1)  # pyright: ignore
         total = counts.sum(0)

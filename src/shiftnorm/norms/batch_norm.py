@@ -1,0 +1,137 @@
+"""Batch Normalization, the norm the others build on."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from shiftnorm.norms.base import MomentNorm
+from shiftnorm.norms.running import RunningMoments
+from shiftnorm.ops import Affine, Moments
+
+__all__ = ["BatchNorm"]
+
+
+@final
+class BatchNorm(RunningMoments, MomentNorm):
+    """Normalise every channel by the moments of the batch, or by running moments of earlier batches.
+
+        mean_c, var_c = moments over (N, *)            # biased
+        y = weight_c * (x - mean_c) / sqrt(var_c + eps) + bias_c
+
+    AdaBN and its relatives are not layers here but sources of moments: set ``norm.source`` (see
+    :class:`~shiftnorm.norms.RunningMoments`).
+
+    Example:
+        >>> norm = BatchNorm(16)
+        >>> norm(torch.randn(4, 16, 8, 8)).shape
+        torch.Size([4, 16, 8, 8])
+
+    Args:
+        num_features: channels C.
+        eps: added to the variance, in squared units of x.
+        momentum: weight of the newest batch in the running moments; None averages all batches equally.
+        affine: learn ``weight`` and ``bias``.
+        track_running_stats: keep running moments; without them evaluation uses the batch's too.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+
+    Shape: x (N, C, *) of any rank from 2; the output has x's shape, dtype and memory format.
+    State: ``weight`` from 1 and ``bias`` from 0, (C,); the buffers of RunningMoments. The keys are torch's.
+    Modes: training pools the batch and updates the running moments; evaluation uses the running ones.
+    Raises: ValueError for another channel count, or in training for a single value per channel.
+    Cost: two reads and one write of x in training, one and one in evaluation; 2C parameters.
+    Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015; AdaBN: Li et al., arXiv:1603.04779.
+    Differences: none from torch.nn.BatchNorm1d/2d/3d, of which this is one class for every rank.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        MomentNorm.__init__(self, num_features)
+        self.eps = eps
+        self.init_running(
+            num_features, momentum=momentum, track_running_stats=track_running_stats, device=device, dtype=dtype
+        )
+        self.init_affine(num_features, affine=affine, device=device, dtype=dtype)
+
+    @property
+    def needs_moments(self) -> bool:
+        """Whether the batch is looked at; evaluation by running moments reads x once.
+
+        Example:
+            >>> BatchNorm(3).eval().needs_moments
+            False
+        """
+        return self.uses_batch
+
+    def affine(self, m: Moments) -> Affine:
+        """Gain and new mean from the batch moments seen now.
+
+        Example:
+            >>> norm = BatchNorm(2)
+            >>> norm.affine(Moments(torch.zeros(4, 2), torch.ones(4, 2), 9)).gain.shape
+            torch.Size([1, 2])
+        """
+        batch = self.seen(m)
+        gain = torch.rsqrt(batch.var + self.eps)
+        if self.weight is not None:
+            gain = self.weight * gain
+        mean = gain * (m.mean - batch.mean)
+        return Affine(gain, mean if self.bias is None else mean + self.bias)
+
+    def native(self, x: Tensor) -> Tensor | None:
+        """torch's kernel where it is faster: in evaluation, on a GPU, and for channels-last on a CPU.
+
+        Example:
+            >>> BatchNorm(3).eval().native(torch.randn(2, 3, 4, 4)).shape
+            torch.Size([2, 3, 4, 4])
+        """
+        batch = self.uses_batch
+        if batch and (self.source != "auto" or self.momentum is None or self.process_group is not None):
+            return None
+        if batch and (x.shape[0] == 0 or not (x.is_cuda or _is_channels_last_on_cpu(x))):
+            return None
+        own = next((tensor.dtype for tensor in (self.weight, self.running_mean) if tensor is not None), x.dtype)
+        if own != x.dtype and (own != torch.float32 or x.dtype == torch.float64):
+            return None  # the kernel wants equal dtypes, or 16-bit x with float32 parameters
+        updates = batch and self.training and self.num_batches_tracked is not None
+        if updates and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        keeps = updates or not batch
+        return F.batch_norm(
+            x,
+            self.running_mean if keeps else None,
+            self.running_var if keeps else None,
+            self.weight,
+            self.bias,
+            batch,
+            0.0 if self.momentum is None else self.momentum,
+            self.eps,
+        )
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch prints them.
+
+        Example:
+            >>> BatchNorm(3)
+            BatchNorm(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+        """
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.weight is not None}, "
+            f"track_running_stats={self.track_running_stats}"
+        )
+
+
+def _is_channels_last_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dim() > 3 and not x.is_contiguous() and x.movedim(1, -1).is_contiguous()

@@ -1,0 +1,221 @@
+"""Which batch moments a norm sees: the batch's, the running ones, or a blend."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from shiftnorm.ops import Moments
+
+__all__ = ["RunningMoments", "Source"]
+
+Source = Literal["auto", "batch", "running", "blend", "ema"]
+
+
+class RunningMoments(nn.Module):
+    """Running moments under torch's buffer names, and the switch that says which moments the norm uses.
+
+    Every norm that pools over the batch has these, so changing where their moments come from needs no list of classes:
+
+        for module in model.modules():
+            if isinstance(module, RunningMoments):
+                module.source = "batch"
+
+    ========== =================================================== ============================
+    source     moments used                                        running buffers
+    ========== =================================================== ============================
+    "auto"     training: the batch's; evaluation: the running ones training: updated
+    "batch"    the batch's, always                                 untouched
+    "running"  the running ones, always                            untouched
+    "blend"    ``source_weight`` * running + rest * batch          untouched
+    "ema"      the running ones, after this batch's update         updated, always
+    ========== =================================================== ============================
+
+    "blend" and "ema" hold their moments constant (no gradient), and use the unbiased batch variance, which is what
+    the running buffers hold: the conventions of the published test-time methods.
+
+    Example:
+        >>> from shiftnorm.norms import BatchNorm
+        >>> norm = BatchNorm(3).eval()
+        >>> norm.source = "blend"
+        >>> norm.source_weight = 0.9
+        >>> norm(torch.randn(4, 3, 8, 8)).shape
+        torch.Size([4, 3, 8, 8])
+
+    State: buffers ``running_mean`` (C,) from 0, ``running_var`` (C,) from 1 (unbiased) and ``num_batches_tracked``.
+    """
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def init_running(
+        self,
+        num_features: int,
+        *,
+        momentum: float | None = 0.1,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Register the buffers; called once by the norm's constructor.
+
+        Example:
+            >>> from shiftnorm.norms import BatchNorm
+            >>> sorted(name for name, _ in BatchNorm(3).named_buffers())
+            ['num_batches_tracked', 'running_mean', 'running_var']
+
+        Args:
+            num_features: channels C.
+            momentum: weight of the newest batch, in [0, 1]; None averages all batches with equal weight.
+            track_running_stats: False keeps no buffers and uses the batch's moments in evaluation too.
+            device: of the buffers.
+            dtype: of the running moments.
+
+        Raises:
+            ValueError: if momentum is outside [0, 1].
+        """
+        if momentum is not None and not 0.0 <= momentum <= 1.0:
+            raise ValueError(f"{type(self).__name__}: expected momentum in [0, 1] or None, got {momentum}.")
+        self.momentum = momentum
+        self.track_running_stats = track_running_stats
+        self.process_group: object | None = None
+        self._source: Source = "auto"
+        self._source_weight = 0.5
+        if track_running_stats:
+            self.register_buffer("running_mean", torch.zeros(num_features, device=device, dtype=dtype))
+            self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=dtype))
+            self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long, device=device))
+        else:
+            for name in ("running_mean", "running_var", "num_batches_tracked"):
+                self.register_buffer(name, None)
+
+    @property
+    def source(self) -> Source:
+        """Where the batch moments come from.
+
+        Example:
+            >>> from shiftnorm.norms import BatchNorm
+            >>> BatchNorm(3).source
+            'auto'
+
+        Raises:
+            ValueError: on setting an unknown source, or one that needs running moments on a norm that keeps none.
+        """
+        return self._source
+
+    @source.setter
+    def source(self, source: Source) -> None:
+        if source not in get_args(Source):
+            raise ValueError(f"{type(self).__name__}.source: expected one of {get_args(Source)}, got {source!r}.")
+        if source in ("running", "blend", "ema") and self.running_mean is None:
+            raise ValueError(
+                f"{type(self).__name__}.source: {source!r} needs running moments, and track_running_stats is False."
+            )
+        self._source = source
+
+    @property
+    def source_weight(self) -> float:
+        """The share of the running (source) moments under ``source = "blend"``, in [0, 1].
+
+        Example:
+            >>> from shiftnorm.norms import BatchNorm
+            >>> BatchNorm(3).source_weight
+            0.5
+
+        Raises:
+            ValueError: on setting a value outside [0, 1].
+        """
+        return self._source_weight
+
+    @source_weight.setter
+    def source_weight(self, weight: float) -> None:
+        if not 0.0 <= weight <= 1.0:
+            raise ValueError(f"{type(self).__name__}.source_weight: expected a value in [0, 1], got {weight}.")
+        self._source_weight = float(weight)
+
+    @property
+    def uses_batch(self) -> bool:
+        """Whether the moments of the current batch are looked at now.
+
+        Example:
+            >>> from shiftnorm.norms import BatchNorm
+            >>> BatchNorm(3).uses_batch, BatchNorm(3).eval().uses_batch
+            (True, False)
+        """
+        if self._source == "auto":
+            return self.training or self.running_mean is None
+        return self._source != "running"
+
+    def seen(self, m: Moments) -> Moments:
+        """The (1, C) batch moments the norm uses, from the planes' moments; updates the running ones where due.
+
+        Example:
+            >>> from shiftnorm.norms import BatchNorm
+            >>> BatchNorm(3).seen(Moments(torch.ones(2, 3), torch.ones(2, 3), 4)).mean
+            tensor([[1., 1., 1.]])
+
+        Args:
+            m: (N, C) moments.
+
+        Raises:
+            ValueError: if a batch is to be normalised by its own moments and has a single value per channel.
+        """
+        if not self.uses_batch:
+            return self.running(m)
+        pooled = m.pooled(over="batch", process_group=self.process_group)
+        if self._source in ("auto", "batch"):
+            self._refuse_single_value(m)
+            if self._source == "auto" and self.training:
+                self._update(pooled)
+            return pooled
+        if self._source == "ema":
+            self._update(pooled)
+            return self.running(m)
+        running, share = self.running(m), self._source_weight
+        mean = share * running.mean + (1 - share) * pooled.mean.detach()
+        return Moments(mean, share * running.var + (1 - share) * pooled.unbiased.detach(), pooled.count)
+
+    def _refuse_single_value(self, m: Moments) -> None:
+        if self.process_group is None and isinstance(m.count, int) and m.count * m.mean.shape[0] == 1:
+            raise ValueError(
+                f"{type(self).__name__}: expected more than one value per channel to normalise a batch by its own "
+                "moments, got a batch of 1 with planes of 1 element. Use a larger batch, or evaluation mode."
+            )
+
+    def running(self, m: Moments) -> Moments:
+        """The running moments, (1, C), in the dtype of ``m``.
+
+        Example:
+            >>> from shiftnorm.norms import BatchNorm
+            >>> BatchNorm(2).running(Moments(torch.zeros(1, 2), torch.ones(1, 2), 9)).var
+            tensor([[1., 1.]])
+
+        Raises:
+            ValueError: if the norm keeps none.
+        """
+        if self.running_mean is None or self.running_var is None:
+            raise ValueError(f"{type(self).__name__}: expected running moments, and track_running_stats is False.")
+        dtype = m.mean.dtype
+        return Moments(self.running_mean.to(dtype).unsqueeze(0), self.running_var.to(dtype).unsqueeze(0), m.count)
+
+    def _update(self, pooled: Moments) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        if isinstance(pooled.count, int) and pooled.count == 0:
+            return  # an empty batch says nothing
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            weight = 1.0 / self.num_batches_tracked if self.momentum is None else self.momentum
+            for buffer, new in ((self.running_mean, pooled.mean), (self.running_var, pooled.unbiased)):
+                step = (new.detach().squeeze(0).to(buffer.dtype) - buffer) * weight
+                buffer.add_(step)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # Checkpoints from before torch 0.4.1 have no counter, as torch's own BatchNorm still accepts.
+        key = prefix + "num_batches_tracked"
+        if key not in state_dict and self.num_batches_tracked is not None and prefix + "running_mean" in state_dict:
+            state_dict[key] = self.num_batches_tracked
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]

@@ -1,0 +1,152 @@
+"""Sources of batch moments, against torch's own BatchNorm where it has them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from shiftnorm.norms import BatchNorm, RunningMoments, SelfNorm
+
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.7, None, 0.0])
+@pytest.mark.parametrize("memory_format", FORMATS, ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("track", [True, False])
+def test_a_training_run_is_torchs(
+    momentum: float | None, memory_format: torch.memory_format, affine: bool, track: bool
+) -> None:
+    arguments = dict(momentum=momentum, affine=affine, track_running_stats=track)
+    ours, theirs = BatchNorm(6, **arguments), nn.BatchNorm2d(6, **arguments)
+    theirs.load_state_dict(ours.state_dict())
+    for _ in range(4):
+        x = (torch.randn(5, 6, 4, 7) * 2 + 1).contiguous(memory_format=memory_format)
+        mine, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+        g = torch.randn_like(x)
+        got, want = ours(mine), theirs(other)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            torch.autograd.grad(got, mine, g), torch.autograd.grad(want, other, g), rtol=1e-3, atol=1e-4
+        )
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def trained() -> BatchNorm:
+    norm = BatchNorm(4).double()
+    for _ in range(3):
+        norm(torch.randn(8, 4, 5, 5, dtype=torch.float64) * 3 + 2)
+    return norm.eval()
+
+
+def test_sources() -> None:
+    norm = trained()
+    x = torch.randn(6, 4, 5, 5, dtype=torch.float64)
+    before = copy.deepcopy(norm.state_dict())
+    mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
+
+    def by(mean: torch.Tensor, var: torch.Tensor) -> torch.Tensor:
+        return (x - mean[:, None, None]) / (var + norm.eps).sqrt()[:, None, None]
+
+    norm.source = "batch"
+    torch.testing.assert_close(norm(x), by(mean, x.var((0, 2, 3), correction=0)))
+    norm.source, norm.source_weight = "blend", 0.25
+    r_mean, r_var = norm.running_mean, norm.running_var
+    torch.testing.assert_close(norm(x), by(0.25 * r_mean + 0.75 * mean, 0.25 * r_var + 0.75 * var))
+    norm.source = "running"
+    torch.testing.assert_close(norm.train()(x), by(r_mean, r_var))
+    for name, value in before.items():
+        assert torch.equal(norm.state_dict()[name], value), name
+    norm.eval().source = "ema"
+    moved_mean, moved_var = 0.9 * r_mean + 0.1 * mean, 0.9 * r_var + 0.1 * var
+    torch.testing.assert_close(norm(x), by(moved_mean, moved_var))
+    torch.testing.assert_close(norm.running_var, moved_var)
+    assert norm.num_batches_tracked == 4
+
+
+def test_every_pooling_norm_can_be_switched_without_naming_it() -> None:
+    model = nn.Sequential(BatchNorm(4), SelfNorm(4)).eval()
+    x = torch.randn(6, 4, 5, 5) * 4
+    source = model(x)
+    for module in model.modules():
+        if isinstance(module, RunningMoments):
+            module.source = "batch"
+    assert not torch.allclose(model(x), source)
+
+
+def test_source_survives_eval_copies_and_mode_changes() -> None:
+    norm = trained()
+    norm.source = "blend"
+    assert copy.deepcopy(norm).source == "blend"
+    assert norm.train().eval().source == "blend"
+
+
+def test_errors() -> None:
+    norm = BatchNorm(4, track_running_stats=False)
+    with pytest.raises(ValueError, match="needs running moments"):
+        norm.source = "blend"
+    with pytest.raises(ValueError, match="got 'bach'"):
+        norm.source = "bach"  # pyright: ignore
+    with pytest.raises(ValueError, match=r"value in \[0, 1\], got 1.5"):
+        BatchNorm(4).source_weight = 1.5
+    with pytest.raises(ValueError, match="expected momentum"):
+        BatchNorm(4, momentum=2.0)
+    for memory_format in FORMATS:
+        with pytest.raises(ValueError, match=r"more than (one|1) value per channel"):
+            BatchNorm(4)(torch.zeros(1, 4, 1, 1).contiguous(memory_format=memory_format))
+
+
+def test_checkpoints_without_a_counter_load() -> None:
+    state = nn.BatchNorm2d(4).state_dict()
+    del state["num_batches_tracked"]
+    norm = BatchNorm(4)
+    norm.load_state_dict(state)
+    assert norm.num_batches_tracked == 0
+
+
+def test_empty_batches_do_not_count() -> None:
+    norm = BatchNorm(4)
+    y = norm(torch.zeros(0, 4, 3, 3, requires_grad=True))
+    y.sum().backward()
+    assert norm.num_batches_tracked == 0
+    assert torch.isfinite(norm.weight.grad).all()
+
+
+def test_self_norm_trains_on_a_single_sample_by_running_moments() -> None:
+    norm = SelfNorm(4)
+    before = copy.deepcopy(norm.state_dict())
+    y = norm(torch.randn(1, 4, 5, 5))
+    assert torch.isfinite(y).all()
+    for name, value in norm.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("attention", ["channel", "mixing"])
+@pytest.mark.parametrize("two_branches", [False, True])
+def test_self_norm_may_start_at_the_identity(attention: str, two_branches: bool) -> None:
+    x = torch.randn(6, 32, 5, 5)
+    norm = SelfNorm(32, attention=attention, two_branches=two_branches, start="identity")
+    torch.testing.assert_close(norm(x), x)
+    norm(x).square().sum().backward()
+    assert norm.gate.weight.grad.abs().max() > 0
+    halved = SelfNorm(32, attention=attention)(x)
+    assert 0.3 < (halved.std() / x.std()) < 0.7
+
+
+def test_self_norm_mixing_lets_channels_talk() -> None:
+    x = torch.randn(6, 8, 5, 5, dtype=torch.float64)
+    louder = x.clone()
+    louder[:3, 0] *= 5
+    for attention, talks in (("channel", False), ("mixing", True)):
+        norm = SelfNorm(8, attention=attention, reduction=2).double()
+        difference = (norm(louder) - norm(x)).abs().amax((0, 2, 3))
+        assert (difference[1:].max() > 1e-9) == talks
+    with pytest.raises(ValueError, match="is ours"):
+        SelfNorm(8, attention="mixing").to_official()
+    with pytest.raises(ValueError, match="expected attention"):
+        SelfNorm(8, attention="none")  # pyright: ignore
