@@ -49,7 +49,13 @@ class Corruption:
     draw_one: Callable[[Tensor, Any, torch.Generator], Tensor] | None = None
 
     def draw(self, images: Tensor, constant: Any, generators: list[torch.Generator]) -> Tensor | None:
-        """Return the random numbers for ``images``, one CPU generator per image, on the device of the images."""
+        """Return the random numbers for ``images``, one CPU generator per image, on the device of the images.
+
+        Example:
+            >>> generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+            >>> CORRUPTIONS["gaussian_noise"].draw(torch.zeros(2, 3, 32, 32), 0.04, generators).shape
+            torch.Size([2, 3, 32, 32])
+        """
         if self.draw_one is None:
             return None
         # On the CPU whatever the device, so that a GPU sees the same corrupted images.

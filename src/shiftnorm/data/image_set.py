@@ -58,13 +58,28 @@ class ImageSet:
         return len(self.images)
 
     def subset(self, indices: Tensor, name: str | None = None) -> ImageSet:
-        """Return the images at ``indices``, in that order, under the same classes."""
+        """Return the images at ``indices``, in that order, under the same classes.
+
+        Example:
+            >>> images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+            >>> ImageSet(images, torch.tensor([0, 1, 0, 1]), ("cat", "dog"), "pets").subset(torch.tensor([1, 3])).labels
+            tensor([1, 1])
+        """
         return ImageSet(self.images[indices], self.labels[indices], self.classes, name or self.name)
 
     def split(self, fraction: float, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
         """Split into the rest and a random ``fraction`` of every class, both in the original order.
 
         A class with at least two images has at least one on either side.
+
+        Example:
+            >>> images = torch.zeros(10, 3, 8, 8, dtype=torch.uint8)
+            >>> rest, chosen = ImageSet(images, torch.arange(10) % 2, ("cat", "dog"), "pets").split(0.4)
+            >>> len(rest), len(chosen)
+            (6, 4)
+
+        Raises:
+            ValueError: if ``fraction`` is not between 0 and 1.
         """
         if not 0 < fraction < 1:
             raise ValueError(f"ImageSet {self.name!r}: the fraction to split off must be in (0, 1), got {fraction}")

@@ -232,7 +232,12 @@ class WideResNet(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of the images ``x``."""
+        """Return the logits of the images ``x``.
+
+        Example:
+            >>> WideResNet(depth=10, widen_factor=1, num_classes=5)(torch.zeros(2, 3, 32, 32)).shape
+            torch.Size([2, 5])
+        """
         x = self.conv1(x)
         x = self.after_block1(self.block1(x))
         x = self.after_block2(self.block2(x))
