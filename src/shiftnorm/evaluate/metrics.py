@@ -1,0 +1,170 @@
+"""Pure metrics: errors under corruption, their spread over seeds, and paired differences."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+# Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
+_T_975 = (
+    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
+    2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
+    2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
+)  # fmt: skip
+
+
+class Summary(NamedTuple):
+    """A quantity measured once per seed.
+
+    Example:
+        >>> Summary(mean=10.0, std=1.0, low=9.0, high=11.0, count=3).range
+        2.0
+    """
+
+    mean: float
+    std: float | None
+    low: float
+    high: float
+    count: int
+
+    @property
+    def range(self) -> float:
+        """Highest minus lowest value.
+
+        Example:
+            >>> summarize([3.0, 5.0]).range
+            2.0
+        """
+        return self.high - self.low
+
+
+class PairedDifference(NamedTuple):
+    """A quantity minus its reference, seed by seed.
+
+    `exceeds_spread` is None with a single common seed: its spread is then unknown.
+
+    Example:
+        >>> PairedDifference(mean=-5.0, interval=(-8.0, -2.0), exceeds_spread=True, count=3).mean
+        -5.0
+    """
+
+    mean: float
+    interval: tuple[float, float] | None
+    exceeds_spread: bool | None
+    count: int
+
+
+def error(logits: Tensor, labels: Tensor) -> float:
+    """Top-1 error in percent.
+
+    Example:
+        >>> import torch
+        >>> error(torch.tensor([[2.0, 1.0], [0.0, 3.0], [5.0, 4.0], [1.0, 0.0]]), torch.tensor([0, 1, 1, 0]))
+        25.0
+
+    Args:
+        logits: (N, classes) scores.
+        labels: (N,) class indices.
+
+    Returns:
+        100 · (number of rows whose largest score is not at the label) / N.
+
+    Raises:
+        ValueError: if the two do not have the same, positive number of rows, or a score is not a number.
+    """
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(labels) == 0:
+        raise ValueError(
+            f"error: expected logits (N, classes) and labels (N,) with N >= 1, "
+            f"got {tuple(logits.shape)} and {tuple(labels.shape)}."
+        )
+    if bool(logits.isnan().any()):
+        raise ValueError("error: the scores contain NaN; the network has diverged, so it has no error to report.")
+    return 100.0 * (logits.argmax(1) != labels).double().mean().item()
+
+
+def mean_corruption_error(errors: Mapping[str, Sequence[float]]) -> float:
+    """Mean error over every corruption and severity, not normalised by a reference network.
+
+    Example:
+        >>> mean_corruption_error({"noise": [10.0, 30.0], "blur": [20.0, 40.0]})
+        25.0
+
+    Args:
+        errors: per corruption, the error in percent at each severity.
+
+    Returns:
+        The mean over corruptions of the mean over severities, in percent.
+
+    Raises:
+        ValueError: if there is no corruption, or they do not have the same number of severities.
+    """
+    counts = {len(values) for values in errors.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            "mean_corruption_error: expected at least one corruption and the same severities for each, "
+            f"got { ({name: len(values) for name, values in errors.items()}) }."
+        )
+    return statistics.fmean(statistics.fmean(values) for values in errors.values())
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Mean, sample standard deviation and range over seeds.
+
+    Example:
+        >>> summarize([9.0, 10.0, 11.0])
+        Summary(mean=10.0, std=1.0, low=9.0, high=11.0, count=3)
+        >>> summarize([9.0]).std is None
+        True
+
+    Args:
+        values: one value per seed.
+
+    Returns:
+        The summary; its std divides by n - 1 and is None for one value.
+
+    Raises:
+        ValueError: if there are no values.
+    """
+    if not values:
+        raise ValueError("summarize: expected at least one value, got none.")
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Summary(statistics.fmean(values), std, min(values), max(values), len(values))
+
+
+def compare_paired(values: Mapping[int, float], reference: Mapping[int, float]) -> PairedDifference | None:
+    """Difference to a reference over the seeds both have, and whether it is larger than the seeds' spread.
+
+    With d the differences of n common seeds:
+
+        interval       = mean(d) ± t(0.975, n - 1) · std(d) / √n
+        exceeds_spread = |mean(d)| > max(range(values), range(reference))
+
+    Example:
+        >>> compare_paired({0: 30.0, 1: 32.0}, {0: 40.0, 1: 41.0}).mean
+        -9.5
+        >>> compare_paired({0: 39.0, 1: 42.0}, {0: 40.0, 1: 41.0}).exceeds_spread
+        False
+
+    Args:
+        values: per seed, the quantity.
+        reference: per seed, the same quantity of the reference.
+
+    Returns:
+        The paired difference, or None where no seed is common. With one common seed there is neither an interval nor
+        a verdict.
+    """
+    seeds = sorted(values.keys() & reference.keys())
+    if not seeds:
+        return None
+    differences = [values[seed] - reference[seed] for seed in seeds]
+    mean, n = statistics.fmean(differences), len(differences)
+    if n == 1:
+        return PairedDifference(mean, None, None, 1)
+    # from 31 degrees of freedom on, the quantile of 30 is kept: a slightly wider, so safe, interval
+    half = _T_975[min(n - 2, 29)] * statistics.stdev(differences) / math.sqrt(n)
+    spread = max(summarize([side[seed] for seed in seeds]).range for side in (values, reference))
+    return PairedDifference(mean, (mean - half, mean + half), abs(mean) > spread, n)
