@@ -1,0 +1,188 @@
+"""The command line: thin verbs over the package's functions; heavy imports wait until a verb needs them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import inspect
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+# What a verb needs beyond the core install: import name to distribution, all of the extra [train].
+_TRAIN = {
+    "lightning": "lightning",
+    "torchvision": "torchvision",
+    "jinja2": "jinja2",
+    "yaml": "pyyaml",
+    "tqdm": "tqdm",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Example:
+        >>> main(["recipes", "show"])  # a mistake: no name
+        2
+
+    Args:
+        arguments: words after the program's name; None for the process's own.
+
+    Returns:
+        Exit status: 0 done, 1 some runs failed, 2 a mistake in the call or its inputs, 130 interrupted.
+    """
+    parser = _make_parser()
+    options = parser.parse_args(arguments)
+    if options.verb is None:
+        parser.print_help()
+        return 2
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("\nInterrupted. Finished runs are kept: the same command continues from them.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader of a pipe, such as head, has seen enough
+        sys.stderr.close()
+        return 0
+    except Exception as fault:
+        if options.debug:
+            raise
+        text = " ".join(str(fault).split()) or type(fault).__name__
+        known = isinstance(fault, ValueError | TypeError | OSError | ModuleNotFoundError)
+        hint = "" if known else f" ({type(fault).__name__}; --debug shows the traceback)"
+        print(f"shiftnorm: error: {text}{hint}", file=sys.stderr)
+        return 2
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser = argparse.ArgumentParser(
+        prog="shiftnorm",
+        description="Normalization layers that hold up when the data shift.",
+    )
+    parser.set_defaults(debug=False)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+
+    compare = verbs.add_parser(
+        "compare",
+        parents=[common],
+        help="train one small network per norm and compare them under corruption",
+        description="Train one small network per norm and seed, measure each on clean and corrupted test images, and "
+        "write a table, an HTML report and one JSON record per run. Interrupted, the same command continues.",
+    )
+    compare.add_argument(
+        "--data", metavar="DIR", help="images in ImageFolder layout, DIR/CLASS/FILE or DIR/train and DIR/test; "
+        "default: handwritten digits over photographs, embedded in scikit-learn"
+    )  # fmt: skip
+    compare.add_argument("--out", metavar="DIR", help="where results go (default: runs/compare-NAME)")
+    compare.add_argument("--recipe", metavar="NAME", help="a recipe by name or file, see `shiftnorm recipes`")
+    compare.add_argument("--norms", nargs="+", metavar="NORM", help="norms to compare, see `shiftnorm norms`")
+    compare.add_argument("--seeds", nargs="+", type=int, metavar="N", help="one run per norm and seed")
+    compare.add_argument("--epochs", type=int, metavar="N", help="passes over the training images")
+    compare.add_argument("--batch-size", type=int, metavar="N", help="images per step")
+    compare.add_argument("--learning-rate", type=float, metavar="X", help="at the first step")
+    compare.add_argument("--depth", type=int, metavar="N", help="layers of the wide residual net, 6n + 4")
+    compare.add_argument("--widen-factor", type=int, metavar="N", help="multiplies the net's width")
+    compare.add_argument("--corruptions", nargs="+", metavar="NAME", help="corruptions to measure under")
+    compare.add_argument("--severities", nargs="+", type=int, metavar="N", help="severities, 1 to 5")
+    compare.add_argument("--size", type=int, metavar="N", help="side of the images in pixels")
+    compare.add_argument("--limit", type=int, metavar="N", help="use at most so many images per class")
+    compare.add_argument("--device", choices=("cpu", "cuda"), help="where to train (default: cpu)")
+    compare.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that train at the same time; 0: this one (default: one per core)",
+    )
+    compare.add_argument("--threads", type=int, metavar="N", help="torch threads per process (default: 1)")
+    compare.set_defaults(run=_compare)
+
+    norms = verbs.add_parser("norms", parents=[common], help="list the norms")
+    norms.add_argument("--plain", action="store_true", help="names only, one per line")
+    norms.set_defaults(run=_list_norms)
+
+    recipes = verbs.add_parser("recipes", parents=[common], help="list the recipes, or show one")
+    recipes.add_argument("action", nargs="?", choices=("list", "show"), default="list")
+    recipes.add_argument("name", nargs="?", help="the recipe to show")
+    recipes.set_defaults(run=_recipes)
+    return parser
+
+
+def _require(modules: dict[str, str]) -> None:
+    missing = [name for module, name in modules.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"compare needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed. "
+            'Install with: pip install "shiftnorm[train]"'
+        )
+
+
+def _compare(options: argparse.Namespace) -> int:
+    _require(_TRAIN if options.data else {**_TRAIN, "sklearn": "scikit-learn"})
+    from shiftnorm.recipe import load_recipe
+    from shiftnorm.run import compare
+
+    recipe = load_recipe(options.recipe or ("compare-folder" if options.data else "compare-digits"))
+    overrides: dict[str, Any] = {
+        name: getattr(options, name)
+        for name in (
+            "norms", "seeds", "epochs", "batch_size", "learning_rate", "depth", "widen_factor", "corruptions",
+            "severities", "size", "limit", "device", "workers", "threads",
+        )
+        if getattr(options, name) is not None
+    }  # fmt: skip
+    # Ending the program politely, as a scheduler does, is the same as Ctrl-C: finished runs are kept.
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        result = compare(recipe.changed(**overrides), data_dir=options.data, out_dir=options.out, debug=options.debug)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print(f"\n{result.table}\nReport: {result.report}")
+    if result.failed:
+        print(f"shiftnorm: {len(result.failed)} of {len(result.records)} runs failed, see above.", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _list_norms(options: argparse.Namespace) -> int:
+    for name, summary in sorted(_describe_norms().items()):
+        print(name if options.plain else f"{name:<26}{summary}")
+    return 0
+
+
+def _describe_norms() -> dict[str, str]:
+    from shiftnorm import norms
+
+    found: dict[str, str] = {}
+    for name in norms.__all__:
+        item = getattr(norms, name)
+        is_norm = isinstance(item, type) and issubclass(item, norms.NormLayer) and not inspect.isabstract(item)
+        # CNSN is a function; the base class and Chain are not methods of their own
+        if (is_norm and item not in (norms.NormLayer, norms.Chain)) or name == "CNSN":
+            found[name] = (inspect.getdoc(item) or "").partition("\n")[0]
+    return found
+
+
+def _recipes(options: argparse.Namespace) -> int:
+    from shiftnorm.recipe import list_recipes
+    from shiftnorm.variants import suggest
+
+    recipes = list_recipes()
+    if options.action == "list":
+        for name, text in recipes.items():
+            print(f"{name:<20}{text.splitlines()[0].removeprefix('# ')}")
+        return 0
+    if options.name is None:
+        raise ValueError(f"recipes show: expected a name, got none; known: {', '.join(recipes)}.")
+    if options.name not in recipes:
+        raise ValueError(f"unknown recipe {options.name!r}; {suggest(options.name, recipes)}")
+    print(recipes[options.name], end="")
+    return 0

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from shiftnorm import cli
+from shiftnorm import norms as roster
+from shiftnorm.variants import VARIANTS
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of three images."""
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for index in range(3):
+            Image.new("RGB", (16, 16), (40 * index, 10, 90)).save(tmp_path / "pets" / name / f"{index}.png")
+    return tmp_path / "pets"
+
+
+def run(capsys, *words):
+    status = cli.main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def assert_one_clear_line(status, out, err, *parts):
+    assert status == 2
+    assert out == ""
+    assert err.startswith("shiftnorm: error: ") and err.count("\n") == 1
+    for part in parts:
+        assert part in err
+
+
+def test_a_corrupt_image_is_named(capsys, folder, tmp_path):
+    (folder / "dog" / "broken.png").write_bytes(b"\x89PNG not really")
+    assert_one_clear_line(*run(capsys, "compare", "--data", folder, "--out", tmp_path / "out"), "broken.png")
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_class(capsys, folder, tmp_path):
+    for path in (folder / "dog").iterdir():
+        path.unlink()
+    (folder / "dog").rmdir()
+    assert_one_clear_line(*run(capsys, "compare", "--data", folder, "--out", tmp_path / "out"), "two classes")
+
+
+def test_no_images(capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert_one_clear_line(*run(capsys, "compare", "--data", tmp_path / "empty", "--out", tmp_path / "out"), "empty")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--data", "/no/such/folder"], ["/no/such/folder"]),
+        (["--norms", "SelfNrm"], ["unknown norm 'SelfNrm'", "did you mean SelfNorm"]),
+        (["--recipe", "compare-digitz"], ["compare-digitz", "compare-digits"]),
+        (["--epochs", "0"], ["epochs", "at least 1"]),
+        (["--corruptions", "fogg"], ["did you mean fog?"]),
+        (["--depth", "11"], ["6n + 4"]),
+    ],
+)
+def test_mistakes_end_with_one_line(capsys, tmp_path, words, parts):
+    assert_one_clear_line(*run(capsys, "compare", *words, "--out", tmp_path / "out"), *parts)
+
+
+def test_a_file_where_the_results_should_go(capsys, folder, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    assert_one_clear_line(*run(capsys, "compare", "--data", folder, "--out", tmp_path / "out"), "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(ValueError, match="unknown norm"):
+        cli.main(["compare", "--norms", "SelfNrm", "--out", str(tmp_path), "--debug"])
+
+
+def test_missing_extras(capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "lightning" else find(name, *a))
+    assert_one_clear_line(*run(capsys, "compare"), "lightning", 'pip install "shiftnorm[train]"')
+
+
+def test_compare(capsys, folder, tmp_path):
+    words = ["compare", "--data", folder, "--out", tmp_path / "out", "--norms", "SelfNorm", "--epochs", 1, "--seeds", 0]
+    words += ["--size", 16, "--limit", 3, "--corruptions", "contrast", "--severities", 1, "--workers", 0]
+    status, out, _ = run(capsys, *words)
+    assert status == 0
+    assert "| SelfNorm " in out and f"Report: {tmp_path / 'out' / 'report.html'}" in out
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_failed_run_makes_the_status_1(capsys, folder, tmp_path, monkeypatch):
+    from shiftnorm import run as module
+
+    def fail(*_, **__):
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(module, "train_and_evaluate", fail)
+    words = ["compare", "--data", folder, "--out", tmp_path, "--norms", "SelfNorm", "--seeds", 0, "--workers", 0]
+    status, out, err = run(capsys, *words)
+    assert status == 1
+    assert "2 of 2 runs failed" in err and "SelfNorm, seed 0 failed: RuntimeError: no luck" in out
+
+
+def test_norms_are_listed(capsys):
+    status, out, _ = run(capsys, "norms")
+    assert status == 0
+    named = {line.split()[0]: line.split(maxsplit=1)[1] for line in out.splitlines()}
+    assert set(named) <= set(roster.__all__)
+    assert {"BatchNorm", "CNSN", "SelfNorm", "IBN", "SwitchNorm"} <= set(named)
+    assert not {"MomentNorm", "NormLayer", "RunningMoments", "CrossNormController", "Chain"} & set(named)
+    for name in named:
+        assert callable(getattr(roster, name))
+    assert {name for name in VARIANTS if name != "IBN-a"} <= set(named)
+
+
+def test_recipes(capsys):
+    _, out, _ = run(capsys, "recipes")
+    assert "compare-digits" in out and "shiftnorm compare --recipe compare-digits" in out
+    status, out, _ = run(capsys, "recipes", "show", "compare-digits")
+    assert status == 0 and out.startswith("# shiftnorm compare")
+    assert_one_clear_line(*run(capsys, "recipes", "show", "compare-digts"), "did you mean compare-digits")
+    assert_one_clear_line(*run(capsys, "recipes", "show"), "expected a name")
+
+
+def test_no_verb_shows_help(capsys):
+    status, out, _ = run(capsys)
+    assert status == 2 and "compare" in out
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom shiftnorm.cli import _make_parser\n_make_parser().format_help()\n"
+        "heavy = {'lightning', 'torchvision', 'matplotlib', 'sklearn', 'jinja2', 'shiftnorm.run'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
