@@ -1,6 +1,6 @@
 """Write a norm of your own: one method, and it is as fast as ours, chains with them and works in any network.
 
-    python examples/your_own_norm.py
+python examples/your_own_norm.py
 """
 
 from __future__ import annotations

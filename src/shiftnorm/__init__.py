@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from shiftnorm import norms
 from shiftnorm.norms import *  # noqa: F403  (the roster is listed once, there)
-from shiftnorm.norms import __all__ as _norms
 from shiftnorm.ops import Affine, Moments, apply, explain, moments, normalize, use_backend
 
 __version__ = "0.1.0"
 
-__all__ = [*_norms, "Affine", "Moments", "apply", "explain", "moments", "normalize", "use_backend"]
+__all__ = ["Affine", "Moments", "apply", "explain", "moments", "normalize", "use_backend"]
+__all__ += norms.__all__
