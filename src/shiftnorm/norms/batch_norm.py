@@ -6,7 +6,6 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from shiftnorm.norms.base import MomentNorm
 from shiftnorm.norms.running import RunningMoments
@@ -87,8 +86,8 @@ class BatchNorm(RunningMoments, MomentNorm):
         gain = torch.rsqrt(batch.var + self.eps)
         if self.weight is not None:
             gain = self.weight * gain
-        mean = gain * (m.mean - batch.mean)
-        return Affine(gain, mean if self.bias is None else mean + self.bias)
+        distance = m.mean - batch.mean
+        return Affine(gain, gain * distance if self.bias is None else torch.addcmul(self.bias, gain, distance))
 
     def native(self, x: Tensor) -> Tensor | None:
         """torch's kernel where it is faster: in evaluation, on a GPU, and for channels-last on a CPU.
@@ -97,28 +96,9 @@ class BatchNorm(RunningMoments, MomentNorm):
             >>> BatchNorm(3).eval().native(torch.randn(2, 3, 4, 4)).shape
             torch.Size([2, 3, 4, 4])
         """
-        batch = self.uses_batch
-        if batch and (self.source != "auto" or self.momentum is None or self.process_group is not None):
+        if self.uses_batch and not (x.is_cuda or _is_channels_last_on_cpu(x)):
             return None
-        if batch and (x.shape[0] == 0 or not (x.is_cuda or _is_channels_last_on_cpu(x))):
-            return None
-        own = next((tensor.dtype for tensor in (self.weight, self.running_mean) if tensor is not None), x.dtype)
-        if own != x.dtype and (own != torch.float32 or x.dtype == torch.float64):
-            return None  # the kernel wants equal dtypes, or 16-bit x with float32 parameters
-        updates = batch and self.training and self.num_batches_tracked is not None
-        if updates and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        keeps = updates or not batch
-        return F.batch_norm(
-            x,
-            self.running_mean if keeps else None,
-            self.running_var if keeps else None,
-            self.weight,
-            self.bias,
-            batch,
-            0.0 if self.momentum is None else self.momentum,
-            self.eps,
-        )
+        return self.native_batch_norm(x, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         """The arguments, as torch prints them.

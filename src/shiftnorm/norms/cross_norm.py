@@ -237,15 +237,25 @@ class CrossNorm(MomentNorm):
         boxes = list(regions)
         style = self.pool or (m if draw.style_box is None else boxes.pop(0))
         content = m if draw.content_box is None else boxes.pop(0)
-        style = style.permuted(draw.partner)
-        mean, std = style.mean, torch.sqrt(style.unbiased + self.eps)
-        if draw.channels is not None:
-            mean, std = mean.index_select(1, draw.channels), std.index_select(1, draw.channels)
-        gain = std / torch.sqrt(content.unbiased + self.eps)
-        mean = mean + gain * (m.mean - content.mean)  # the affine is centred on m, the exchange on the content's mean
+        partner, channels = draw.partner, draw.channels
+        exchanges = style is content  # within one set of planes, resting is being one's own partner
+        if exchanges:
+            partner = torch.where(draw.acts, partner, torch.arange(partner.shape[0], device=partner.device))
+            if channels is not None:
+                channels = torch.where(draw.acts, channels, torch.arange(channels.shape[0], device=channels.device))
+        own_std = torch.sqrt(content.unbiased + self.eps)
+        std = own_std if exchanges else torch.sqrt(style.unbiased + self.eps)
+        mean, std = style.mean.index_select(0, partner), std.index_select(0, partner)
+        if channels is not None:
+            mean, std = mean.index_select(1, channels), std.index_select(1, channels)
+        gain = std / own_std
+        if content is not m:  # the affine is centred on m, the exchange on the content's mean
+            mean = mean + gain * (m.mean - content.mean)
         if self.blend is not None:
             gain = self.blend + (1 - self.blend) * gain
             mean = self.blend * m.mean + (1 - self.blend) * mean
+        if exchanges:
+            return Affine(gain, mean)
         return Affine(torch.where(draw.acts, gain, 1.0), torch.where(draw.acts, mean, m.mean))
 
     def extra_repr(self) -> str:

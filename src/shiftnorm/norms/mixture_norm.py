@@ -206,13 +206,13 @@ class MixtureNorm(NormLayer):
                 self._update(parts._replace(mean=parts.mean + centre), running, count)
         gain = torch.rsqrt(parts.var + self.eps)
         if self.weight is not None:
-            gain = self.weight * gain
+            gain = self.weight.to(gain.dtype) * gain
         # A component without pixels has share and responsibilities 0; it must not become 0 / 0.
         tiny = torch.finfo(shared.dtype).tiny
         shared = shared * parts.share.clamp(min=tiny).rsqrt().unsqueeze(1)
         y = centred * _spread(shared, gain, centred) - _spread(shared, gain * parts.mean, centred)
         if self.bias is not None:
-            y = y + self.bias.unsqueeze(1)
+            y = y + self.bias.to(y.dtype).unsqueeze(1)
         return y.to(x.dtype).reshape(x.shape)
 
     def _running(self, pixels: Tensor) -> _Components:

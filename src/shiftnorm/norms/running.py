@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from shiftnorm.ops import Moments
 
@@ -178,6 +179,36 @@ class RunningMoments(nn.Module):
         mean = share * running.mean + (1 - share) * pooled.mean.detach()
         return Moments(mean, share * running.var + (1 - share) * pooled.unbiased.detach(), pooled.count)
 
+    def native_batch_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor | None:
+        """torch's BatchNorm kernel on x by the moments this norm sees, running ones updated where due.
+
+        Example:
+            >>> from shiftnorm.norms import BatchNorm
+            >>> BatchNorm(3).native_batch_norm(torch.randn(4, 3), None, None, 1e-5).shape
+            torch.Size([4, 3])
+
+        Args:
+            x: (N, C, *).
+            weight: (C,) or None.
+            bias: (C,) or None.
+            eps: added to the variance.
+
+        Returns:
+            The output, or None where torch's kernel does not do what is asked: another source, cumulative averages,
+            moments of several ranks, an empty batch, or dtypes it does not mix.
+        """
+        batch = self.uses_batch
+        if batch and (self._source != "auto" or self.momentum is None or self.process_group is not None or not len(x)):
+            return None
+        own = next((tensor.dtype for tensor in (weight, self.running_mean) if tensor is not None), x.dtype)
+        if own != x.dtype and (own != torch.float32 or x.dtype == torch.float64):
+            return None  # the kernel wants equal dtypes, or 16-bit x with float32 parameters
+        updates = batch and self.training and self.num_batches_tracked is not None
+        if updates and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        running = (self.running_mean, self.running_var) if updates or not batch else (None, None)
+        return F.batch_norm(x, *running, weight, bias, batch, self.momentum or 0.0, eps)
+
     def _refuse_single_value(self, m: Moments) -> None:
         if self.process_group is None and isinstance(m.count, int) and m.count * m.mean.shape[0] == 1:
             raise ValueError(
@@ -208,10 +239,11 @@ class RunningMoments(nn.Module):
             return  # an empty batch says nothing
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
-            weight = 1.0 / self.num_batches_tracked if self.momentum is None else self.momentum
+            weight = (
+                (1.0 / self.num_batches_tracked).to(self.running_mean.dtype) if self.momentum is None else self.momentum
+            )
             for buffer, new in ((self.running_mean, pooled.mean), (self.running_var, pooled.unbiased)):
-                step = (new.detach().squeeze(0).to(buffer.dtype) - buffer) * weight
-                buffer.add_(step)
+                buffer.lerp_(new.squeeze(0).to(buffer.dtype), weight)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
         # Checkpoints from before torch 0.4.1 have no counter, as torch's own BatchNorm still accepts.

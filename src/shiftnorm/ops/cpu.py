@@ -100,8 +100,6 @@ class CpuBackend:
         """
         g = _like(g, x)
         if x.is_contiguous():
-            if _is_offset(center, var):
-                return _eager.reduce(g, x, center, var)
             return _sums_of_rows(g, x, center)
         if _sample_bytes(x) < _SMALL_SAMPLE_BYTES:
             return _sums_of_small_samples(_samples(g), _samples(x), center)
@@ -206,10 +204,16 @@ def _chunks(index: Tensor, rows: Tensor) -> Iterator[Tensor]:
 
 
 def _sums_of_rows(g: Tensor, x: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
-    length = elements_per_plane(x)
-    plain, product = _raw_sums(g.view(-1, length), x.view(-1, length))
-    plain = plain.view_as(center)
-    return plain, product.view_as(center) - center * plain
+    # The sums inside BatchNorm's backward, every plane a channel: they are centred, so a large mean does no harm.
+    pieces = _pieces(elements_per_plane(x)) or 1
+    flat = center.reshape(-1) if pieces == 1 else center.reshape(-1).repeat_interleave(pieces)
+    shape = (1, flat.numel(), -1)
+    _, product, plain = _aten.native_batch_norm_backward(
+        g.view(shape), x.view(shape), None, None, None, flat, torch.ones_like(flat), True, 0.0, [False, True, True]
+    )
+    if pieces > 1:
+        product, plain = product.view(-1, pieces).sum(1), plain.view(-1, pieces).sum(1)
+    return plain.view_as(center), product.view_as(center)
 
 
 def _scale_rows(x: Tensor, gain: Tensor, center: Tensor, mean: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ def normalize(
     box = _Box(choose(x), fused=True)
     mean, var, carrier = _First.apply(x, box)  # pyright: ignore
     affine = _outside_autocast(x, to_affine, Moments(mean, var, count))
-    _, _, gain, new = _widened(x, mean, var, affine.gain, affine.mean)
+    gain, new = _widened(x, affine.gain, affine.mean)
     return _Second.apply(carrier, mean, var, gain, new, box)  # pyright: ignore
 
 
@@ -118,8 +118,9 @@ def _plain_apply(x: Tensor, center: Tensor, affine: Affine) -> Tensor:
     # third reduction over x to make.
     wide = x.to(accumulation_dtype(x))
     fixed = center.detach()
-    shift = affine.mean - affine.gain * (center - fixed)
-    return (as_planes(affine.gain, x) * (wide - as_planes(fixed, x)) + as_planes(shift, x)).to(x.dtype)
+    gain, new = (tensor.expand(x.shape[:2]) for tensor in affine)
+    shift = new - gain * (center - fixed)
+    return (as_planes(gain, x) * (wide - as_planes(fixed, x)) + as_planes(shift, x)).to(x.dtype)
 
 
 class _Box:

@@ -121,9 +121,11 @@ class Moments(NamedTuple):
             mean = (weight * self.mean).sum(0, keepdim=True)
             return Moments(mean, (weight * (self.var + (self.mean - mean).square())).sum(0, keepdim=True), total)
         size = self.mean.shape[dim]
-        mean = self.mean.sum(dim, keepdim=True) / max(size, 1)  # of an empty batch: 0, not NaN
-        var = (self.var + (self.mean - mean).square()).sum(dim, keepdim=True) / max(size, 1)
-        return Moments(mean, var, self.count * size)
+        if size == 0:  # 0, not the NaN of an empty mean
+            return Moments(self.mean.sum(dim, keepdim=True), self.var.sum(dim, keepdim=True), self.count * size)
+        mean = self.mean.mean(dim, keepdim=True)
+        deviation = self.mean - mean
+        return Moments(mean, torch.addcmul(self.var, deviation, deviation).mean(dim, keepdim=True), self.count * size)
 
     def _all_ranks(self, process_group: object) -> Moments:
         # Each rank fills its own slot and one differentiable sum fills the rest, so a single collective carries
