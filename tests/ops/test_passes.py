@@ -312,6 +312,9 @@ def test_graph_can_be_walked_twice_in_parts_and_copied() -> None:
     torch.autograd.grad(y.sum(), weight, retain_graph=True)  # the first node is not walked, and must not remember
     again = torch.autograd.grad(y.sum(), (x, weight), retain_graph=True)
     torch.testing.assert_close(once, again)
+    torch.autograd.grad(y.sum(), weight, retain_graph=True)
+    honest = torch.autograd.grad(y.sum(), (x, weight), create_graph=True)
+    torch.testing.assert_close(once, honest)
     stashed: list[Moments] = []
 
     def keep(m: Moments) -> Affine:

@@ -169,38 +169,35 @@ class _Second(torch.autograd.Function):
     ) -> Tensor:
         ctx.box = box
         ctx.borrows = box.fused and ctx.needs_input_grad[0]
-        if ctx.borrows:
-            ctx.save_for_backward(gain)
-        elif ctx.needs_input_grad[3]:
-            ctx.save_for_backward(gain, x, center, var)
-        else:
-            ctx.save_for_backward(gain)
+        keeps = ctx.needs_input_grad[3] and not ctx.borrows
+        ctx.save_for_backward(gain, *((x, center, var) if keeps else ()))
         return box.backend.apply(x, gain, center, mean)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:  # pyright: ignore
         needs_x, needs_center, _, needs_gain, needs_mean, _ = ctx.needs_input_grad
+        box: _Box = ctx.box
         gain, *kept = ctx.saved_tensors
         # x is unpacked once, here, and handed on: saved-tensor hooks (checkpointing, offloading) see one activation.
-        x, center, var = ctx.next_functions[0][0].saved_tensors if ctx.borrows else kept or [gain] * 3  # unused then
-        backend: Backend = ctx.box.backend
-        if torch.is_grad_enabled():
-            total, product = _plain_sums(g, x, center) if needs_gain else (_plain_sum(g), None)
-            dx = (as_planes(gain, g) * g).to(g.dtype) if needs_x else None
-        else:
-            product = None
-            if needs_gain:
-                total, product = backend.reduce(g, x, center, var)
-            else:
-                total = _plain_sum(g) if needs_mean or needs_center else None
-            if ctx.borrows:
-                ctx.box.message = (x, center, var, gain)
-                dx = g
-            else:
-                zero = torch.zeros_like(gain)
-                dx = choose(g).apply(g, gain, zero, zero) if needs_x else None
+        x_center_var = ctx.next_functions[0][0].saved_tensors if ctx.borrows else kept
+        to_be_differentiated = torch.is_grad_enabled()
+        total = product = dx = None
+        if needs_gain:
+            sums = _plain_sums if to_be_differentiated else box.backend.reduce
+            total, product = sums(g, *x_center_var)
+        elif needs_mean or needs_center:
+            total = _plain_sum(g)
+        box.message = None  # an earlier walk may have ended here, without the first node
+        if ctx.borrows and not to_be_differentiated:
+            box.message = (*x_center_var, gain)
+            dx = g
+        elif needs_x and to_be_differentiated:
+            dx = (as_planes(gain, g) * g).to(g.dtype)
+        elif needs_x:
+            zero = torch.zeros_like(gain)
+            dx = choose(g).apply(g, gain, zero, zero)
         dcenter = -gain * total if needs_center and total is not None else None
-        return dx, dcenter, None, product if needs_gain else None, total if needs_mean else None, None
+        return dx, dcenter, None, product, total if needs_mean else None, None
 
 
 def _plain_sum(g: Tensor) -> Tensor:
@@ -208,7 +205,8 @@ def _plain_sum(g: Tensor) -> Tensor:
     return wide.sum(dims) if dims else wide
 
 
-def _plain_sums(g: Tensor, x: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
+def _plain_sums(g: Tensor, x: Tensor, center: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    del var
     wide = g.to(accumulation_dtype(g))
     return _plain_sum(wide), _plain_sum(wide * (x.to(wide.dtype) - as_planes(center, g)))
 
