@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# Tensors here are small; threads that wait for each other on a busy machine would take most of the time.
+torch.set_num_threads(1)
+
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_GOLDEN = ROOT.parent / "shared" / "golden"
 DEFAULT_DATA = ROOT.parent / "shared" / "data"

@@ -217,6 +217,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_fails_its_own_job_only(tmp_path):
     script = tmp_path / "job.py"
     script.write_text(JOB)
@@ -231,6 +232,7 @@ def test_a_worker_that_dies_fails_its_own_job_only(tmp_path):
     assert ends["3"] == "{'value': 13, 'threads': 1} None"
 
 
+@pytest.mark.slow
 def test_the_command_can_be_ended_and_continued(folder, tmp_path):
     """SIGTERM in the middle: finished runs are kept, no process and no half-written file stays behind."""
     words = ["compare", "--data", str(folder), "--out", str(tmp_path / "out"), "--size", "16", "--epochs", "1"]

@@ -297,18 +297,21 @@ def run_fused(norms: Sequence[MomentNorm], x: Tensor, draws: Sequence[Any], mask
 
 
 def _composed(live: Sequence[tuple[MomentNorm, Any]], m: Moments) -> Affine:
-    total: Affine | None = None
-    for norm, draw in live:
-        seen = m.detach() if norm.constant_moments else m
-        affine = _affine_of(norm, seen, draw)
-        if norm.constant_moments:
-            # y = gain * (x - constant) + mean, written around the mean that does carry a gradient
-            affine = Affine(affine.gain, affine.mean + affine.gain * (m.mean - seen.mean))
-        total = affine if total is None else total.then(affine)
+    first, *rest = live
+    total = affine = _affine_around(m, *first)
+    for norm, draw in rest:
         m = m.through(affine)
-    if total is None:
-        raise ValueError("run_fused: expected at least one norm, got none.")
+        affine = _affine_around(m, norm, draw)
+        total = total.then(affine)
     return total
+
+
+def _affine_around(m: Moments, norm: MomentNorm, draw: Any) -> Affine:
+    if not norm.constant_moments:
+        return _affine_of(norm, m, draw)
+    # y = gain * (x - constant) + mean, written around the mean that does carry a gradient
+    affine = _affine_of(norm, m.detach(), draw)
+    return Affine(affine.gain, affine.mean + affine.gain * (m.mean - m.mean.detach()))
 
 
 def _affine_of(norm: MomentNorm, m: Moments, draw: Any, *regions: Moments) -> Affine:
