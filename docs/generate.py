@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -40,10 +40,10 @@ def _field(documentation: str, name: str) -> str:
 
 def make_bench_table() -> str:
     """The newest benchmark record."""
-    from benchmarks.record import load
-    from benchmarks.table import markdown
+    from record import load
+    from table import markdown
 
-    records = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    records = sorted((ROOT / "benchmarks" / "results").glob("[0-9]*.json"))
     if not records:
         raise FileNotFoundError("benchmarks/results holds no record; make one with: make bench")
     return markdown(load(records[-1]))

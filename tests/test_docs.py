@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from cases import roster
 
 ROOT = Path(__file__).parent.parent
