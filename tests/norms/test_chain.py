@@ -86,7 +86,18 @@ def test_in_evaluation_only_what_acts_is_run() -> None:
     assert Chain(CrossNorm()).eval()(x) is x
 
 
+def test_a_module_may_stand_twice() -> None:
+    relu = nn.ReLU()
+    chain = Chain(BatchNorm(3), relu, IBN(3), relu)
+    x = torch.randn(4, 3, 6, 6)
+    alone = copy.deepcopy(chain)
+    assert len(list(chain)) == len(chain) == 4
+    torch.testing.assert_close(chain(x), alone[3](alone[2](alone[1](alone[0](x)))))
+
+
 def test_errors() -> None:
+    with pytest.raises(ValueError, match=r"expected MaxPool2d to keep the shape"):
+        Chain(BatchNorm(3), nn.MaxPool2d(2), CrossNorm())(torch.randn(2, 3, 8, 8))
     with pytest.raises(ValueError, match="at least one norm"):
         Chain()
     with pytest.raises(ValueError, match=r"one channel count, got \[4, 8\]"):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cases import CASES, Case, build, roster
-from shiftnorm.norms import Chain, MomentNorm, NormLayer
+from shiftnorm.norms import MomentNorm, NormLayer
 from shiftnorm.ops import use_backend
 
 all_cases = pytest.mark.parametrize("case", CASES, ids=str)
@@ -283,5 +283,41 @@ def test_the_contract_can_fail() -> None:
         test_output_and_gradients_equal_the_paper(wrong, (5, 8, 7, 6), True)
 
 
-def test_chain_of_everything_is_a_chain() -> None:
-    assert isinstance(build(next(case for case in CASES if case.name == "CNSN")), Chain)
+NORMALISING = ["BatchNorm", "InstanceNorm", "GroupNorm", "LayerNorm", "IBN", "BatchInstanceNorm", "SwitchNorm"]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if str(case) in NORMALISING], ids=str)
+@pytest.mark.parametrize("ratio", [1e2, 1e4])
+def test_large_means_cost_no_more_than_in_torchs_batch_norm(case: Case, ratio: float) -> None:
+    x, g = torch.randn(6, 8, 30, 30) + ratio, torch.randn(6, 8, 30, 30)
+
+    def run_in(norm: torch.nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        data = x.to(dtype).requires_grad_()
+        y = norm.to(dtype)(data)
+        return y.double(), torch.autograd.grad(y, data, g.to(dtype))[0].double()
+
+    theirs = torch.nn.BatchNorm2d(8)
+    allowed = [
+        10 * (single - double).abs().max()
+        for single, double in zip(run_in(theirs, torch.float32), run_in(theirs, torch.float64), strict=True)
+    ]
+    norm = case.build(8)
+    for single, double, most in zip(run_in(norm, torch.float32), run_in(norm, torch.float64), allowed, strict=True):
+        assert (single - double).abs().max() <= most
+
+
+@all_cases
+def test_one_graph_for_changing_batch_sizes(case: Case) -> None:
+    torch._dynamo.reset()
+    norm = build(case, dtype=torch.float32)
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, example: Any) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    compiled = torch.compile(norm, fullgraph=True, dynamic=True, backend=count)
+    for batch in (4, 6, 9):
+        assert compiled(torch.randn(batch, 8, 7, 5)).shape == (batch, 8, 7, 5)
+    assert graphs == 1

@@ -197,6 +197,35 @@ def test_controller_errors() -> None:
         CrossNormController(net(), p=2.0)
 
 
+def test_controllers_may_draw_per_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, own = CrossNormController(net(), 2, 1.0, seed=4), CrossNormController(net(), 2, 1.0, seed=4, per_rank=True)
+    first = [(shared.step().tolist(), own.step().tolist()) for _ in range(10)]
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    state = own.state_dict()
+    shared.steps = own.steps = 0
+    second = [(shared.step().tolist(), own.step().tolist()) for _ in range(10)]
+    assert [draw[0] for draw in first] == [draw[0] for draw in second]
+    assert [draw[1] for draw in first] != [draw[1] for draw in second]
+    other = CrossNormController(net(), 2, 1.0, per_rank=True)
+    other.load_state_dict(state)  # of rank 0, and yet rank 1 draws its own
+    assert [other.step().tolist() for _ in range(10)] == [own.step().tolist() for _ in range(10)]
+
+
+def test_the_flag_is_no_buffer_but_moves_and_copies() -> None:
+    norm = CrossNorm()
+    norm.active.fill_(False)
+    assert not dict(norm.named_buffers())  # which DistributedDataParallel would overwrite by rank 0's
+    assert not copy.deepcopy(norm).active
+    assert norm.to("meta").active.is_meta
+
+
+def test_a_draw_for_another_batch_is_refused() -> None:
+    norm = CrossNorm()
+    with pytest.raises(ValueError, match="a draw for 4 samples, got one for 1"):
+        norm(torch.randn(4, 3, 5, 5), draw=norm.draw(torch.randn(1, 3, 5, 5)))
+
+
 def test_replayed_draws_may_be_written_by_hand() -> None:
     x = torch.randn(3, 2, 4, 4)
     draw = CrossNormDraw(torch.tensor(True), torch.tensor([1, 2, 0]))

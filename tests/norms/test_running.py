@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from shiftnorm.norms import BatchNorm, RunningMoments, SelfNorm
+from shiftnorm.norms import AttentiveNorm, BatchNorm, RunningMoments, SelfNorm, SwitchNorm
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -86,6 +86,31 @@ def test_source_survives_eval_copies_and_mode_changes() -> None:
     assert norm.train().eval().source == "blend"
 
 
+def test_evaluation_then_training_then_backward() -> None:
+    for norm in (BatchNorm(4), SelfNorm(4, momentum=None), BatchNorm(4, momentum=None)):
+        x = torch.randn(6, 4, 5, 5, requires_grad=True)
+        total = norm.eval()(x).square().sum() + norm.train()(x).square().sum()
+        total.backward()
+        assert torch.isfinite(x.grad).all()
+
+
+def test_a_mask_that_leaves_nothing_says_nothing() -> None:
+    for momentum in (0.1, None):
+        norm = BatchNorm(3, momentum=momentum)
+        norm(torch.randn(2, 3, 5), mask=torch.zeros(2, 1, 5))
+        assert torch.equal(norm.running_mean, torch.zeros(3))
+        assert torch.equal(norm.running_var, torch.ones(3))
+        assert norm.num_batches_tracked == 0
+
+
+def test_norms_that_never_pool_take_every_source() -> None:
+    for norm in (SwitchNorm(4, using_bn=False), AttentiveNorm(4, num_pairs=2, base="group", num_groups=2)):
+        x = torch.randn(3, 4, 5, 5)
+        before = norm.eval()(x)
+        norm.source = "running"
+        torch.testing.assert_close(norm(x), before)
+
+
 def test_errors() -> None:
     norm = BatchNorm(4, track_running_stats=False)
     with pytest.raises(ValueError, match="needs running moments"):
@@ -102,11 +127,15 @@ def test_errors() -> None:
 
 
 def test_checkpoints_without_a_counter_load() -> None:
-    state = nn.BatchNorm2d(4).state_dict()
+    state = dict(nn.BatchNorm2d(4).state_dict())  # a plain dict has lost the version, as the oldest files have
     del state["num_batches_tracked"]
     norm = BatchNorm(4)
     norm.load_state_dict(state)
     assert norm.num_batches_tracked == 0
+    new = norm.state_dict()
+    del new["num_batches_tracked"]
+    with pytest.raises(RuntimeError, match="num_batches_tracked"):
+        norm.load_state_dict(new)
 
 
 def test_empty_batches_do_not_count() -> None:

@@ -41,6 +41,20 @@ def test_forcing_a_backend() -> None:
         pass
 
 
+def test_a_forced_backend_leaves_no_whole_norm_to_torch() -> None:
+    from shiftnorm.norms import BatchNorm, InstanceNorm
+
+    x = torch.randn(2, 3, 8, 8)
+    for norm in (InstanceNorm(3), BatchNorm(3).eval()):
+        with torch.profiler.profile() as free:
+            norm(x)
+        with use_backend("eager"), torch.profiler.profile() as forced:
+            norm(x)
+        native = {"aten::native_group_norm", "aten::native_batch_norm", "aten::batch_norm"}
+        assert native & {event.name for event in free.events()}
+        assert not native & {event.name for event in forced.events()}
+
+
 def test_a_further_backend_is_one_more_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 

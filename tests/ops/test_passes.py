@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from contextlib import nullcontext
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from shiftnorm.ops import Affine, Moments, apply, explain, moments, normalize, use_backend
+from shiftnorm.ops import Affine, Moments, apply, moments, normalize, use_backend
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 BACKENDS = ("cpu", "eager")
@@ -125,10 +125,11 @@ def test_memory_format_is_kept_and_x_is_not_copied(memory_format: str) -> None:
         y.backward(torch.ones_like(y))
     assert y.is_contiguous(memory_format=getattr(torch, memory_format))
     assert x.grad.is_contiguous(memory_format=getattr(torch, memory_format))
+    copying = ("aten::copy_", "aten::clone", "aten::contiguous", "aten::_to_copy")
     copies = [
         event.name
         for event in profile.events()
-        if event.name in ("aten::copy_", "aten::clone", "aten::contiguous") and list(shape) in event.input_shapes
+        if event.name in copying and any(shape and math.prod(shape) >= x.numel() for shape in event.input_shapes)
     ]
     assert not copies
 
@@ -348,9 +349,50 @@ def test_inference(context) -> None:
     torch.testing.assert_close(y.detach(), plain(x, weight, bias).detach())
 
 
-def test_deepcopy_of_inputs_is_not_entangled() -> None:
-    x = torch.randn(2, 3, 4, 4)
-    before = copy.deepcopy(x)
-    norm(x, torch.ones(1, 3), torch.zeros(1, 3))
-    assert torch.equal(x, before)
-    assert "cpu: runs" in explain(x)
+def test_gradient_penalty_under_checkpointing() -> None:
+    arguments = inputs(3, 4, 5, 5)
+
+    def penalty(function) -> list[Tensor]:
+        y = function(*arguments)
+        (gradient,) = torch.autograd.grad(y.square().sum(), arguments[0], create_graph=True)
+        return list(torch.autograd.grad(gradient.square().sum(), arguments))
+
+    got = penalty(lambda *a: checkpoint(norm, *a, use_reentrant=False))
+    for ours, theirs in zip(got, penalty(plain), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_batched_gradients(layout: str, offset: float) -> None:
+    x, weight, bias = inputs(3, 4, 5, 5, layout=layout)
+    x = (x.detach() + offset).requires_grad_()
+    y = norm(x, weight, bias)
+    g = torch.randn(6, *y.shape, dtype=y.dtype)
+    (batched,) = torch.autograd.grad(y, x, g, is_grads_batched=True, retain_graph=True)
+    one_by_one = torch.stack([torch.autograd.grad(y, x, single, retain_graph=True)[0] for single in g])
+    torch.testing.assert_close(batched, one_by_one, rtol=1e-6, atol=1e-6)
+
+
+def test_an_odd_first_element_costs_no_digits() -> None:
+    x = torch.randn(4, 4, 60, 60).contiguous(memory_format=torch.channels_last)
+    x[:, :, 0, 0] = 1000
+    torch.testing.assert_close(moments(x).var.double(), x.double().var((2, 3), correction=0), rtol=1e-5, atol=0)
+
+
+def test_padding_may_hold_anything() -> None:
+    x = torch.randn(2, 3, 6)
+    mask = torch.ones(2, 1, 6)
+    mask[:, :, 4:] = 0
+    want = moments(x[:, :, :4])
+    x[:, :, 4:] = float("nan")
+    torch.testing.assert_close(moments(x, mask).var, want.var)
+    assert torch.isfinite(moments(x, torch.zeros(2, 1, 6)).pooled(over="batch").mean).all()
+
+
+def test_what_is_no_set_of_planes_is_refused() -> None:
+    for function in (moments, lambda x: normalize(x, lambda m: Affine(m.var, m.mean))):
+        with pytest.raises(ValueError, match=r"expected x of shape \(N, C, \*\), got \(3,\)"):
+            function(torch.zeros(3))
+        with pytest.raises(TypeError, match="floating-point"):
+            function(torch.zeros(3, 2, dtype=torch.int64))

@@ -117,7 +117,8 @@ class AttentiveNorm(RunningMoments, MomentNorm):
         self.init_running(
             num_features,
             momentum=momentum,
-            track_running_stats=track_running_stats and base == "batch",
+            track_running_stats=track_running_stats,
+            pools_batch=base == "batch",
             device=device,
             dtype=dtype,
         )
@@ -308,10 +309,7 @@ class _BatchNorm(RunningMoments):
         self.init_running(num_features, momentum=momentum, device=device, dtype=dtype)
 
     def forward(self, z: Tensor) -> Tensor:
-        m = Moments(z, torch.zeros_like(z), 1)
-        single = self.uses_batch and z.shape[0] == 1 and self.process_group is None
-        seen = self.running(m) if single else self.seen(m)
-        return (z - seen.mean) * torch.rsqrt(seen.var + 1e-5) * self.weight + self.bias
+        return self.normalise_features(z, self.weight, self.bias)
 
 
 def _official_layers(state: Mapping[str, Tensor]) -> dict[str, OfficialTensor]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from shiftnorm.ops import Affine, Moments, apply, is_traced, moments, normalize
+from shiftnorm.ops import Affine, Moments, apply, is_forced, is_traced, moments, normalize
 
 __all__ = ["MomentNorm", "NormLayer", "OfficialTensor", "check_input", "run_fused"]
 
@@ -255,7 +255,7 @@ class MomentNorm(NormLayer, ABC):
         check_input(self, x)
         if self.is_identity:
             return x
-        if mask is None and not is_traced(x):
+        if mask is None and not is_traced(x) and not is_forced():
             y = self.native(x)
             if y is not None:
                 return y
@@ -315,7 +315,7 @@ def _affine_around(m: Moments, norm: MomentNorm, draw: Any) -> Affine:
 
 
 def _affine_of(norm: MomentNorm, m: Moments, draw: Any, *regions: Moments) -> Affine:
-    return norm.affine(m) if draw is None else norm.affine(m, draw, *regions)
+    return norm.affine(m, *(() if draw is None else (draw,)), *regions)
 
 
 def _origin(x: Tensor) -> Moments:

@@ -97,9 +97,10 @@ class BatchInstanceNorm(RunningMoments, MomentNorm):
         return Affine(gain, mean if self.bias is None else mean + self.bias)
 
     def _project_gate(self) -> None:
-        if self.gate.is_leaf and not is_traced(self.gate):
+        gate: Any = self.gate  # under functional_call any tensor, and the caller's is not ours to write into
+        if isinstance(gate, nn.Parameter) and not is_traced(gate):
             # Through .data: the version counter stays, so a second forward before the backward of the first is fine.
-            self.gate.data.clamp_(0, 1)
+            gate.data.clamp_(0, 1)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         self._project_gate()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class Chain(NormLayer):
 
     Shape: as its norms.
     State: that of its norms, under their index.
-    Modes: as its norms.
+    Modes: as its norms. Forward hooks of norms inside a fused run do not fire; those of the chain do.
     Raises: TypeError for something that is no module, ValueError for no norm at all or differing channel counts.
     Cost: two reads and one write of x for every run of moment norms.
     Source: this project; the identity above is elementary.
@@ -45,7 +45,7 @@ class Chain(NormLayer):
         for norm in norms:
             if not isinstance(norm, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(f"Chain: expected modules, got {norm!r}.")
-            flat.extend(norm.children() if isinstance(norm, Chain) else [norm])
+            flat.extend(norm if isinstance(norm, Chain) else [norm])
         if not flat:
             raise ValueError("Chain: expected at least one norm, got none.")
         counts = {norm.num_features for norm in flat if isinstance(norm, NormLayer) and norm.num_features is not None}
@@ -58,8 +58,12 @@ class Chain(NormLayer):
     def __len__(self) -> int:
         return len(self._modules)
 
+    def __iter__(self) -> Iterator[nn.Module]:
+        # children() would leave out a module's second occurrence
+        return iter(cast("Iterable[nn.Module]", self._modules.values()))
+
     def __getitem__(self, index: int) -> nn.Module:
-        return list(self.children())[index]
+        return list(self)[index]
 
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Any, ...]:
         """The draws of all norms, None for those that have none.
@@ -70,8 +74,7 @@ class Chain(NormLayer):
             (None, None)
         """
         return tuple(
-            norm.draw(x, generator) if isinstance(norm, NormLayer) and not _is_identity(norm) else None
-            for norm in self.children()
+            norm.draw(x, generator) if isinstance(norm, NormLayer) and not _is_identity(norm) else None for norm in self
         )
 
     def forward(self, x: Tensor, *, draw: tuple[Any, ...] | None = None, mask: Tensor | None = None) -> Tensor:
@@ -89,7 +92,7 @@ class Chain(NormLayer):
         """
         check_input(self, x)
         draws = self.draw(x) if draw is None else draw
-        steps = zip(self.children(), draws, strict=True)
+        steps = zip(self, draws, strict=True)
         for fusible, run in groupby((step for step in steps if not _is_identity(step[0])), key=_is_fusible):
             members = list(run)
             if fusible and len(members) > 1:
@@ -98,7 +101,15 @@ class Chain(NormLayer):
                 )
                 continue
             for norm, own in members:
-                x = norm(x, draw=own, mask=mask) if isinstance(norm, NormLayer) else norm(x)
+                if isinstance(norm, NormLayer):
+                    x = norm(x, draw=own, mask=mask)
+                    continue
+                shape, x = tuple(x.shape), norm(x)
+                if x.shape != shape:
+                    raise ValueError(
+                        f"Chain: expected {type(norm).__name__} to keep the shape {shape}, got {tuple(x.shape)}. "
+                        "The draws of the norms behind it are made for the input: split the chain there."
+                    )
         return x
 
     def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -138,7 +149,7 @@ class Chain(NormLayer):
         return theirs
 
     def _layers(self) -> list[tuple[str, NormLayer]]:
-        return [(name, norm) for name, norm in self.named_children() if isinstance(norm, NormLayer)]
+        return [(name, norm) for name, norm in self._modules.items() if isinstance(norm, NormLayer)]
 
 
 def _prefix(name: str, norm: NormLayer) -> str:

@@ -31,7 +31,7 @@ class CrossNormController:
         model: the network; its CrossNorm layers are found in module order.
         active_num: how many layers act in an augmented step.
         p: probability that a step is augmented.
-        seed: of the controller's own generator; equal seeds draw equal layers.
+        seed: equal seeds draw equal layers.
         per_rank: False draws the same layers on every rank of a distributed job; True draws anew on each.
 
     Raises:
@@ -55,9 +55,8 @@ class CrossNormController:
         if not 0 <= p <= 1:
             raise ValueError(f"CrossNormController: expected p in [0, 1], got {p}.")
         self.active_num, self.p = active_num, p
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._seed = seed + (torch.distributed.get_rank() if per_rank and distributed else 0)
-        self._generator: torch.Generator | None = None
+        self.seed, self.per_rank = seed, per_rank
+        self.steps = 0
         self.clear()
 
     def step(self) -> Tensor:
@@ -72,13 +71,18 @@ class CrossNormController:
             (L,) bool tensor on the device of the first layer: which of ``self.layers`` act.
         """
         device = self.layers[0].active.device
-        if self._generator is None or self._generator.device != device:
-            self._generator = torch.Generator(device).manual_seed(self._seed)
-        order = torch.rand(len(self.layers), device=device, generator=self._generator).argsort().argsort()
-        augmented = torch.rand((), device=device, generator=self._generator) < self.p
+        # Seeded anew for every step, so that the state is a number that means the same on every rank and device kind.
+        generator = torch.Generator(device).manual_seed(_mix(self.seed, self._rank(), self.steps))
+        self.steps += 1
+        order = torch.rand(len(self.layers), device=device, generator=generator).argsort().argsort()
+        augmented = torch.rand((), device=device, generator=generator) < self.p
         active = (order < self.active_num) & augmented
         torch._foreach_copy_([layer.active for layer in self.layers], list(active.unbind()))  # pyright: ignore
         return active
+
+    def _rank(self) -> int:
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return torch.distributed.get_rank() if self.per_rank and distributed else 0
 
     def clear(self) -> None:
         """Make every layer inactive.
@@ -93,17 +97,13 @@ class CrossNormController:
             layer.active.fill_(False)
 
     def state_dict(self) -> dict[str, Any]:
-        """The generator's state, so that a resumed run draws on as if it had not stopped.
+        """Seed and step, so that a resumed run draws on as if it had not stopped; the same on every rank.
 
         Example:
             >>> controller = CrossNormController(nn.Sequential(CrossNorm()))
             >>> controller.load_state_dict(controller.state_dict())
         """
-        return {
-            "seed": self._seed,
-            "generator": None if self._generator is None else self._generator.get_state(),
-            "active": [bool(layer.active) for layer in self.layers],
-        }
+        return {"seed": self.seed, "steps": self.steps, "active": [bool(layer.active) for layer in self.layers]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the state :meth:`state_dict` returned.
@@ -123,10 +123,17 @@ class CrossNormController:
                 f"CrossNormController: expected the state of {len(self.layers)} CrossNorm layers, "
                 f"got one of {len(state['active'])}."
             )
-        self._seed, self._generator = state["seed"], None
-        if state["generator"] is not None:
-            device = self.layers[0].active.device
-            self._generator = torch.Generator(device)
-            self._generator.set_state(state["generator"].cpu())
+        self.seed, self.steps = state["seed"], state["steps"]
         for layer, active in zip(self.layers, state["active"], strict=True):
             layer.active.fill_(active)
+
+
+def _mix(*numbers: int) -> int:
+    # One well-spread 63-bit seed from several small numbers (the finaliser of SplitMix64 after each).
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            state = ((state ^ (state >> shift)) * factor) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from shiftnorm.norms.base import MomentNorm
 from shiftnorm.norms.boxes import draw_box, inside_box
-from shiftnorm.norms.draws import draw_permutation
+from shiftnorm.norms.draws import check_partners, draw_permutation
 from shiftnorm.ops import Affine, Moments, normalize
 
 __all__ = ["CrossNorm", "CrossNormDraw", "restyle"]
@@ -61,7 +62,8 @@ class CrossNorm(MomentNorm):
         crop: "neither"; "style" takes the partner's moments from a random box; "content" restyles a random box of x
             only; "both" draws a box for each. One pair of boxes serves the whole batch.
         beta: the boxes' area is drawn from Beta(beta, beta).
-        min_area: boxes of at most this share of the plane are drawn again.
+        min_area: boxes of at most this share of the plane are drawn again, 64 times at most; then the whole plane is
+            the box. Boxes are cut at the border, so that a share above 0.6 is often the whole plane.
         blend: share of the input that stays, in [0, 1]; None is 0.
         p: probability that the layer acts in a training call, while its ``active`` flag is on.
 
@@ -110,10 +112,16 @@ class CrossNorm(MomentNorm):
             raise ValueError(f"CrossNorm: expected p in [0, 1], got {p}.")
         self.eps, self.mode, self.crop, self.beta = eps, mode, crop, beta
         self.min_area, self.blend, self.p = min_area, blend, p
-        self.register_buffer("active", torch.tensor(True), persistent=False)
+        # No buffer: DistributedDataParallel would overwrite it by rank 0's in every forward.
+        self.active = torch.tensor(True)
         self._pool_count: int | Tensor = 1
         self.register_buffer("pool_mean", None, persistent=False)
         self.register_buffer("pool_var", None, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossNorm:
+        super()._apply(fn, recurse)  # pyright: ignore[reportUnknownMemberType]
+        self.active = fn(self.active)
+        return self
 
     @property
     def pool(self) -> Moments | None:
@@ -234,6 +242,7 @@ class CrossNorm(MomentNorm):
             tensor([[2.],
                     [1.]])
         """
+        check_partners("CrossNorm", draw.partner, m.mean.shape[0])
         boxes = list(regions)
         style = self.pool or (m if draw.style_box is None else boxes.pop(0))
         content = m if draw.content_box is None else boxes.pop(0)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["draw_beta", "draw_partners", "draw_permutation"]
+__all__ = ["check_partners", "draw_beta", "draw_partners", "draw_permutation"]
 
 
 def draw_beta(
@@ -69,3 +69,22 @@ def draw_partners(
         noise = torch.empty(size, device=x.device, dtype=torch.float32).uniform_(generator=generator)
         return size - 1 - (noise + (2 * index >= size)).argsort()
     return draw_permutation(size, x.device, generator)
+
+
+def check_partners(who: str, partners: Tensor, samples: int) -> None:
+    """Refuse a draw that was made for a batch of another size.
+
+    Example:
+        >>> check_partners("MixStyle", torch.tensor([0]), 4)
+        Traceback (most recent call last):
+        ...
+        ValueError: MixStyle: expected a draw for 4 samples, got one for 1. Draw again with norm.draw(x).
+
+    Raises:
+        ValueError: if the draw has another number of samples.
+    """
+    if partners.shape[0] != samples:
+        raise ValueError(
+            f"{who}: expected a draw for {samples} samples, got one for {partners.shape[0]}. "
+            "Draw again with norm.draw(x)."
+        )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shiftnorm.norms.base import NormLayer, check_input
-from shiftnorm.norms.draws import draw_beta, draw_partners
+from shiftnorm.norms.draws import check_partners, draw_beta, draw_partners
 from shiftnorm.norms.mix_style import check_mixing
 from shiftnorm.ops import is_traced
 
@@ -138,6 +138,7 @@ class EFDMix(NormLayer):
         if self.is_identity or x.shape[0] < 2:
             return x
         draw = self.draw(x) if draw is None else draw
+        check_partners("EFDMix", draw.permutation, x.shape[0])
         planes = _planes(x)
         share = torch.where(draw.acts, 1 - draw.weight, 0.0).unsqueeze(-1)
         if is_traced(x):

@@ -6,12 +6,11 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from shiftnorm.norms.base import MomentNorm
 from shiftnorm.ops import Affine, Moments
 
-__all__ = ["GroupNorm"]
+__all__ = ["GroupNorm", "native_group_norm"]
 
 
 @final
@@ -96,10 +95,7 @@ class GroupNorm(MomentNorm):
             >>> GroupNorm(4, num_groups=2).native(torch.randn(2, 4, 3, 3)).shape
             torch.Size([2, 4, 3, 3])
         """
-        own = x.dtype if self.weight is None else self.weight.dtype
-        if x.is_cuda or not x.is_contiguous() or x.shape[2:].numel() == 1 or own != x.dtype or x.shape[0] == 0:
-            return None
-        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        return native_group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         """The arguments, as torch prints them.
@@ -109,3 +105,36 @@ class GroupNorm(MomentNorm):
             GroupNorm(4, num_groups=2, eps=1e-05, affine=True)
         """
         return f"{self.num_features}, num_groups={self.num_groups}, eps={self.eps}, affine={self.weight is not None}"
+
+
+# The backward of torch's kernel loses digits of groups that lie further than this many deviations from zero.
+_FARTHEST = 10.0
+
+
+def native_group_norm(
+    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor | None:
+    """torch's GroupNorm where it is both faster than two passes and as exact; None elsewhere.
+
+    Example:
+        >>> x = torch.randn(2, 4, 3, 3)
+        >>> native_group_norm(x, 2, None, None, 1e-5).shape
+        torch.Size([2, 4, 3, 3])
+        >>> native_group_norm(x + 1000, 2, None, None, 1e-5) is None
+        True
+
+    Args:
+        x: (N, C, *).
+        num_groups: divides C.
+        weight: (C,) or None.
+        bias: (C,) or None.
+        eps: added to the variance.
+    """
+    own = x.dtype if weight is None else weight.dtype
+    length = x.shape[2:].numel()
+    if x.is_cuda or not x.is_contiguous() or length == 1 or own != x.dtype or x.shape[0] == 0:
+        return None
+    samples, channels = x.shape[:2]
+    y, mean, rstd = torch.native_group_norm(x, weight, bias, samples, channels, length, num_groups, eps)
+    far = (mean.detach() * rstd.detach()).abs().amax() > _FARTHEST  # a look at (N, groups) values, on the CPU
+    return None if far else y

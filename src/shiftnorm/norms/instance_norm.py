@@ -6,9 +6,9 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from shiftnorm.norms.base import MomentNorm
+from shiftnorm.norms.group_norm import native_group_norm
 from shiftnorm.ops import Affine, Moments
 
 __all__ = ["InstanceNorm"]
@@ -74,10 +74,7 @@ class InstanceNorm(MomentNorm):
             >>> InstanceNorm(3).native(torch.randn(2, 3, 4, 4)).shape
             torch.Size([2, 3, 4, 4])
         """
-        own = x.dtype if self.weight is None else self.weight.dtype
-        if x.is_cuda or not x.is_contiguous() or x.shape[0] == 0 or x.shape[2:].numel() == 1 or own != x.dtype:
-            return None
-        return F.group_norm(x, x.shape[1], self.weight, self.bias, self.eps)
+        return native_group_norm(x, x.shape[1], self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         """The arguments, as torch prints them.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shiftnorm.norms.base import MomentNorm
-from shiftnorm.norms.draws import draw_beta, draw_partners
+from shiftnorm.norms.draws import check_partners, draw_beta, draw_partners
 from shiftnorm.ops import Affine, Moments
 
 __all__ = ["MixStyle", "MixStyleDraw", "check_mixing"]
@@ -123,6 +123,7 @@ class MixStyle(MomentNorm):
             tensor([[0.5000],
                     [2.0000]])
         """
+        check_partners("MixStyle", draw.permutation, m.mean.shape[0])
         own, other = draw.weight, 1 - draw.weight
         std = torch.sqrt(m.unbiased + self.eps)
         mixed_std = own * std + other * std.index_select(0, draw.permutation)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shiftnorm.norms.base import MomentNorm
-from shiftnorm.norms.draws import draw_partners
+from shiftnorm.norms.draws import check_partners, draw_partners
 from shiftnorm.ops import Affine, Moments
 
 __all__ = ["PermutedAdaIN", "PermutedAdaINDraw"]
@@ -117,6 +117,7 @@ class PermutedAdaIN(MomentNorm):
         size = m.mean.shape[0]
         if size < 2 or (isinstance(m.count, int) and m.count < 2):
             return Affine(torch.ones_like(m.mean), m.mean)
+        check_partners("PermutedAdaIN", draw.permutation, m.mean.shape[0])
         acts, source = draw.acts, draw.permutation
         if isinstance(m.count, Tensor):
             acts = acts & (m.count > 1)

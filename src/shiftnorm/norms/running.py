@@ -34,6 +34,10 @@ class RunningMoments(nn.Module):
     "ema"      the running ones, after this batch's update         updated, always
     ========== =================================================== ============================
 
+    A layer that normalises one value per sample (the gates of SelfNorm and AttentiveNorm) uses the running moments for
+    a batch of one, whatever the source. To pool over the ranks of a distributed job, set ``module.process_group`` to
+    their torch.distributed group, for instance ``torch.distributed.group.WORLD``.
+
     "blend" and "ema" hold their moments constant (no gradient), and use the unbiased batch variance, which is what
     the running buffers hold: the conventions of the published test-time methods.
 
@@ -48,6 +52,7 @@ class RunningMoments(nn.Module):
     State: buffers ``running_mean`` (C,) from 0, ``running_var`` (C,) from 1 (unbiased) and ``num_batches_tracked``.
     """
 
+    _version = 2  # as torch's BatchNorm since it has a counter
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
@@ -58,6 +63,7 @@ class RunningMoments(nn.Module):
         *,
         momentum: float | None = 0.1,
         track_running_stats: bool = True,
+        pools_batch: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -72,6 +78,8 @@ class RunningMoments(nn.Module):
             num_features: channels C.
             momentum: weight of the newest batch, in [0, 1]; None averages all batches with equal weight.
             track_running_stats: False keeps no buffers and uses the batch's moments in evaluation too.
+            pools_batch: False for a norm that in its configuration never pools the batch (SwitchNorm without its batch
+                part); it keeps no buffers and takes every source without effect.
             device: of the buffers.
             dtype: of the running moments.
 
@@ -82,10 +90,11 @@ class RunningMoments(nn.Module):
             raise ValueError(f"{type(self).__name__}: expected momentum in [0, 1] or None, got {momentum}.")
         self.momentum = momentum
         self.track_running_stats = track_running_stats
+        self.pools_batch = pools_batch
         self.process_group: object | None = None
         self._source: Source = "auto"
         self._source_weight = 0.5
-        if track_running_stats:
+        if track_running_stats and pools_batch:
             self.register_buffer("running_mean", torch.zeros(num_features, device=device, dtype=dtype))
             self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=dtype))
             self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long, device=device))
@@ -111,7 +120,7 @@ class RunningMoments(nn.Module):
     def source(self, source: Source) -> None:
         if source not in get_args(Source):
             raise ValueError(f"{type(self).__name__}.source: expected one of {get_args(Source)}, got {source!r}.")
-        if source in ("running", "blend", "ema") and self.running_mean is None:
+        if self.pools_batch and source in ("running", "blend", "ema") and self.running_mean is None:
             raise ValueError(
                 f"{type(self).__name__}.source: {source!r} needs running moments, and track_running_stats is False."
             )
@@ -198,7 +207,9 @@ class RunningMoments(nn.Module):
             moments of several ranks, an empty batch, or dtypes it does not mix.
         """
         batch = self.uses_batch
-        if batch and (self._source != "auto" or self.momentum is None or self.process_group is not None or not len(x)):
+        if batch and (self._source != "auto" or self.momentum is None or self.process_group is not None):
+            return None
+        if batch and x.shape[0] == 0:
             return None
         own = next((tensor.dtype for tensor in (weight, self.running_mean) if tensor is not None), x.dtype)
         if own != x.dtype and (own != torch.float32 or x.dtype == torch.float64):
@@ -206,8 +217,36 @@ class RunningMoments(nn.Module):
         updates = batch and self.training and self.num_batches_tracked is not None
         if updates and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        running = (self.running_mean, self.running_var) if updates or not batch else (None, None)
-        return F.batch_norm(x, *running, weight, bias, batch, self.momentum or 0.0, eps)
+        if batch and not updates:
+            mean, var = None, None
+        elif batch:
+            mean, var = self.running_mean, self.running_var
+        else:
+            # Autograd keeps what evaluation normalises by, and a training pass before the backward moves the buffers.
+            mean, var = (None if t is None else t.clone() for t in (self.running_mean, self.running_var))
+        return F.batch_norm(x, mean, var, weight, bias, batch, self.momentum or 0.0, eps)
+
+    def normalise_features(self, z: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+        """BatchNorm of (N, K) features that are no planes of anything, such as the inputs of a gate.
+
+        Example:
+            >>> from shiftnorm.norms import BatchNorm
+            >>> BatchNorm(3).normalise_features(torch.randn(4, 3), torch.ones(3), torch.zeros(3)).shape
+            torch.Size([4, 3])
+
+        Args:
+            z: (N, K). A batch of one has no variance to normalise by, and uses the running moments.
+            weight: (K,).
+            bias: (K,).
+            eps: added to the variance.
+        """
+        single = self.uses_batch and z.shape[0] == 1 and self.process_group is None
+        y = None if single else self.native_batch_norm(z, weight, bias, eps)
+        if y is not None:
+            return y
+        features = Moments(z, torch.zeros_like(z), 1)
+        batch = self.running(features) if single else self.seen(features)
+        return (z - batch.mean) * torch.rsqrt(batch.var + eps) * weight + bias
 
     def _refuse_single_value(self, m: Moments) -> None:
         if self.process_group is None and isinstance(m.count, int) and m.count * m.mean.shape[0] == 1:
@@ -230,7 +269,8 @@ class RunningMoments(nn.Module):
         if self.running_mean is None or self.running_var is None:
             raise ValueError(f"{type(self).__name__}: expected running moments, and track_running_stats is False.")
         dtype = m.mean.dtype
-        return Moments(self.running_mean.to(dtype).unsqueeze(0), self.running_var.to(dtype).unsqueeze(0), m.count)
+        mean, var = (t.to(dtype, copy=True).unsqueeze(0) for t in (self.running_mean, self.running_var))
+        return Moments(mean, var, m.count)
 
     def _update(self, pooled: Moments) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
@@ -238,16 +278,21 @@ class RunningMoments(nn.Module):
         if isinstance(pooled.count, int) and pooled.count == 0:
             return  # an empty batch says nothing
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            weight = (
-                (1.0 / self.num_batches_tracked).to(self.running_mean.dtype) if self.momentum is None else self.momentum
-            )
+            # A batch whose mask leaves nothing says nothing either; its count is on the device, so no branch.
+            counts = (pooled.count > 0).reshape(()) if isinstance(pooled.count, Tensor) else 1
+            self.num_batches_tracked.add_(counts)
+            pace = 1.0 / self.num_batches_tracked.clamp(min=1) if self.momentum is None else self.momentum
+            weight = pace * counts
+            if isinstance(weight, Tensor):
+                weight = weight.to(self.running_mean.dtype)
             for buffer, new in ((self.running_mean, pooled.mean), (self.running_var, pooled.unbiased)):
                 buffer.lerp_(new.squeeze(0).to(buffer.dtype), weight)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
         # Checkpoints from before torch 0.4.1 have no counter, as torch's own BatchNorm still accepts.
-        key = prefix + "num_batches_tracked"
-        if key not in state_dict and self.num_batches_tracked is not None and prefix + "running_mean" in state_dict:
+        key, version = prefix + "num_batches_tracked", local_metadata.get("version")
+        if (version is None or version < 2) and key not in state_dict and self.num_batches_tracked is not None:
             state_dict[key] = self.num_batches_tracked
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)  # pyright: ignore

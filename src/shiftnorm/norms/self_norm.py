@@ -14,8 +14,6 @@ from shiftnorm.ops import Affine, Moments
 
 __all__ = ["SelfNorm"]
 
-_GATE_EPS = 1e-5
-
 
 @final
 class SelfNorm(MomentNorm):
@@ -159,15 +157,5 @@ class _Gate(RunningMoments):
             both = torch.cat([mean, std], dim=1)
             hidden = torch.relu(both @ self.squeeze.weight.to(both.dtype).T)  # pyright: ignore
             z = hidden @ self.fc.weight.to(both.dtype).T
-        gate = torch.sigmoid(self._normalise(z))
+        gate = torch.sigmoid(self.normalise_features(z, self.weight, self.bias))
         return gate if self.height == 1.0 else self.height * gate
-
-    def _normalise(self, z: Tensor) -> Tensor:
-        # One sample has no variance to normalise by; the running moments do.
-        single = self.uses_batch and z.shape[0] == 1 and self.process_group is None
-        y = None if single else self.native_batch_norm(z, self.weight, self.bias, _GATE_EPS)
-        if y is not None:
-            return y
-        gates = Moments(z, torch.zeros_like(z), 1)
-        batch = self.running(gates) if single else self.seen(gates)
-        return (z - batch.mean) * torch.rsqrt(batch.var + _GATE_EPS) * self.weight + self.bias

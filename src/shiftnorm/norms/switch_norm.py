@@ -92,7 +92,8 @@ class SwitchNorm(RunningMoments, MomentNorm):
         self.init_running(
             num_features,
             momentum=momentum,
-            track_running_stats=track_running_stats and using_bn,
+            track_running_stats=track_running_stats,
+            pools_batch=using_bn,
             device=device,
             dtype=dtype,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shiftnorm.ops.dispatch import BACKENDS, Backend, choose, explain, is_traced, use_backend
+from shiftnorm.ops.dispatch import BACKENDS, Backend, choose, explain, is_forced, is_traced, use_backend
 from shiftnorm.ops.passes import apply, moments, normalize
 from shiftnorm.ops.types import Affine, Moments
 
@@ -14,6 +14,7 @@ __all__ = [
     "apply",
     "choose",
     "explain",
+    "is_forced",
     "is_traced",
     "moments",
     "normalize",

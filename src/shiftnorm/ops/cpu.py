@@ -226,8 +226,15 @@ def _scale_rows(x: Tensor, gain: Tensor, center: Tensor, mean: Tensor) -> Tensor
 
 def _moments_of_small_samples(x: Tensor) -> tuple[Tensor, Tensor]:
     samples = _samples(x)
+    first = samples[:, 0]
+    mean, var = _moments_around(first, samples)
+    if ((mean - first).square() > _SHIFT_RATIO * var).any():  # the first element was an odd one to shift by
+        mean, var = _moments_around(mean, samples)
+    return mean, var
+
+
+def _moments_around(center: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
     length = samples.shape[1]
-    center = samples[:, 0]  # any element is a good shift, and it is exact
     plain, square = _sums_of_small_samples(samples, samples, center, shift_both=True)
     rest = plain / length
     return center + rest, (square / length - rest * rest).clamp_(min=0)

@@ -13,7 +13,7 @@ from torch import Tensor
 from shiftnorm.ops.cpu import CpuBackend
 from shiftnorm.ops.eager import EagerBackend
 
-__all__ = ["BACKENDS", "Backend", "choose", "explain", "is_traced", "use_backend"]
+__all__ = ["BACKENDS", "Backend", "choose", "explain", "is_batched", "is_forced", "is_traced", "use_backend"]
 
 
 class Backend(Protocol):
@@ -71,6 +71,16 @@ def choose(x: Tensor) -> Backend:
     raise RuntimeError(f"no backend takes x of shape {tuple(x.shape)}, {x.dtype}, {x.device}: " + "; ".join(objections))
 
 
+def is_forced() -> bool:
+    """Whether ``use_backend`` is in force.
+
+    Example:
+        >>> is_forced()
+        False
+    """
+    return _forced.get() is not None
+
+
 def explain(x: Tensor) -> str:
     """What runs for x and why the others do not, one line per backend.
 
@@ -99,7 +109,7 @@ def explain(x: Tensor) -> str:
 
 @contextmanager
 def use_backend(name: str) -> Generator[None]:
-    """Run every norm inside the block on the named backend.
+    """Run every norm inside the block on the named backend, and none by torch's kernels for whole norms.
 
     Example:
         >>> with use_backend("eager"):
@@ -132,3 +142,14 @@ def is_traced(x: Tensor) -> bool:
     transformed: bool = torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
     level = cast("int", torch.autograd.forward_ad._current_level)  # pyright: ignore
     return transformed or level >= 0 or type(x) not in (Tensor, torch.nn.Parameter) or x.is_meta
+
+
+def is_batched(g: Tensor) -> bool:
+    """Whether g carries a hidden axis of a batched gradient (``is_grads_batched``, ``vmap`` over ``grad``).
+
+    Example:
+        >>> is_batched(torch.zeros(2, 3))
+        False
+    """
+    functorch = torch._C._functorch  # pyright: ignore
+    return bool(functorch.is_batchedtensor(g) or functorch.is_legacy_batchedtensor(g))  # pyright: ignore

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shiftnorm.ops.dispatch import Backend, choose, is_traced
+from shiftnorm.ops.dispatch import Backend, choose, is_batched, is_traced
 from shiftnorm.ops.eager import EagerBackend, accumulation_dtype, as_planes, elements_per_plane, spatial_dims
 from shiftnorm.ops.types import Affine, Moments
 
@@ -37,7 +37,12 @@ def moments(x: Tensor, mask: Tensor | None = None) -> Moments:
 
     Returns:
         Moments of shape (N, C); differentiable.
+
+    Raises:
+        TypeError: if x is not floating point.
+        ValueError: if x has fewer than two dimensions, or the mask does not fit it.
     """
+    _check_planes("moments", x)
     if mask is not None:
         return _masked_moments(x, mask)
     count = elements_per_plane(x)
@@ -60,6 +65,7 @@ def apply(x: Tensor, m: Moments, affine: Affine) -> Tensor:
         m: the moments the affine is centred on; their mean broadcasts to (N, C).
         affine: gain and new mean, broadcastable to (N, C).
     """
+    _check_planes("apply", x)
     if is_traced(x):
         return _plain_apply(x, m.mean, affine)
     mean, var, gain, new = _widened(x, m.mean, m.var, affine.gain, affine.mean)
@@ -86,6 +92,7 @@ def normalize(
     Returns:
         Tensor of x's shape, dtype and memory format.
     """
+    _check_planes("normalize", x)
     if mask is not None or constant:
         m = moments(x.detach() if constant else x, mask)
         return apply(x, m, _outside_autocast(x, to_affine, m))
@@ -98,6 +105,13 @@ def normalize(
     affine = _outside_autocast(x, to_affine, Moments(mean, var, count))
     gain, new = _widened(x, affine.gain, affine.mean)
     return _Second.apply(carrier, mean, var, gain, new, box)  # pyright: ignore
+
+
+def _check_planes(who: str, x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"{who}: expected a floating-point tensor, got {x.dtype}. Convert it with x.float().")
+    if x.dim() < 2:
+        raise ValueError(f"{who}: expected x of shape (N, C, *), got {tuple(x.shape)}.")
 
 
 def _outside_autocast(x: Tensor, to_affine: Callable[[Moments], Affine], m: Moments) -> Affine:
@@ -131,7 +145,8 @@ class _Box:
     def __init__(self, backend: Backend, *, fused: bool) -> None:
         self.backend = backend
         self.fused = fused
-        self.message: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # x, mean, var, gain
+        # x, mean, var, and the gain g still lacks; None if g is whole
+        self.message: tuple[Tensor, Tensor, Tensor, Tensor | None] | None = None
 
 
 class _First(torch.autograd.Function):
@@ -154,6 +169,8 @@ class _First(torch.autograd.Function):
             x, mean, _ = ctx.saved_tensors
             return _through_moments(x, mean, dmean, dvar, g), None
         x, mean, var, gain = message
+        if gain is None:
+            return _through_moments(x, mean, dmean, dvar, g), None
         size = elements_per_plane(x)
         slope = torch.zeros_like(mean) if dvar is None else dvar * (2 / size)
         offset = torch.zeros_like(mean) if dmean is None else dmean / size
@@ -180,22 +197,23 @@ class _Second(torch.autograd.Function):
         gain, *kept = ctx.saved_tensors
         # x is unpacked once, here, and handed on: saved-tensor hooks (checkpointing, offloading) see one activation.
         x_center_var = ctx.next_functions[0][0].saved_tensors if ctx.borrows else kept
-        to_be_differentiated = torch.is_grad_enabled()
+        to_be_differentiated = torch.is_grad_enabled() or is_batched(g)  # or batched: kernels and buffers cannot
         total = product = dx = None
         if needs_gain:
             sums = _plain_sums if to_be_differentiated else box.backend.reduce
             total, product = sums(g, *x_center_var)
         elif needs_mean or needs_center:
             total = _plain_sum(g)
-        box.message = None  # an earlier walk may have ended here, without the first node
+        # An earlier walk may have ended here, without the first node: always written anew.
+        box.message = (*x_center_var, None if to_be_differentiated else gain) if ctx.borrows else None
         if ctx.borrows and not to_be_differentiated:
-            box.message = (*x_center_var, gain)
             dx = g
         elif needs_x and to_be_differentiated:
             dx = (as_planes(gain, g) * g).to(g.dtype)
         elif needs_x:
             zero = torch.zeros_like(gain)
-            dx = choose(g).apply(g, gain, zero, zero)
+            backend = box.backend if box.backend.unsupported(g) is None else _eager
+            dx = backend.apply(g, gain, zero, zero)
         dcenter = -gain * total if needs_center and total is not None else None
         return dx, dcenter, None, product, total if needs_mean else None, None
 
@@ -259,7 +277,8 @@ def _masked_moments(x: Tensor, mask: Tensor) -> Moments:
 
 
 def _weighted_moments(x: Tensor, weight: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    wide, dims = x.to(weight.dtype), spatial_dims(x)
+    dims = spatial_dims(x)
+    wide = torch.where(weight > 0, x.to(weight.dtype), 0.0)  # padding may be inf or NaN
     mean = (wide * weight).sum(dims) / count if dims else wide * weight
     deviation = (wide - as_planes(mean, x)) * weight
     return mean, deviation.square().sum(dims) / count if dims else torch.zeros_like(mean)

@@ -117,7 +117,7 @@ class Moments(NamedTuple):
     def _pool(self, dim: int) -> Moments:
         if dim == 0 and isinstance(self.count, Tensor):  # only samples differ in their counts
             total = self.count.sum(0, keepdim=True)
-            weight = self.count / total
+            weight = self.count / total.clamp(min=1)  # 0, not NaN, where a mask leaves nothing
             mean = (weight * self.mean).sum(0, keepdim=True)
             return Moments(mean, (weight * (self.var + (self.mean - mean).square())).sum(0, keepdim=True), total)
         size = self.mean.shape[dim]
@@ -139,7 +139,7 @@ class Moments(NamedTuple):
         slots = F.pad(rows.unsqueeze(0), (0, 0, 0, 0, 0, 0, rank, world - rank - 1))
         counts, means, variances = _SumOverRanks.apply(slots, process_group).unbind(1)  # pyright: ignore
         total = counts.sum(0)
-        weight = counts / total
+        weight = counts / total.clamp(min=1)
         mean = (weight * means).sum(0)
         var = (weight * (variances + (means - mean).square())).sum(0)
         return Moments(mean, var, total[:, :1])
