@@ -235,6 +235,7 @@ class WideResNet(nn.Module):
         """Return the logits of the images ``x``.
 
         Example:
+            >>> import torch
             >>> WideResNet(depth=10, widen_factor=1, num_classes=5)(torch.zeros(2, 3, 32, 32)).shape
             torch.Size([2, 5])
         """

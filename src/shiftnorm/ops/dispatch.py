@@ -10,7 +10,8 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from shiftnorm.ops.cpu import CpuBackend
+from shiftnorm.ops.aten import AtenBackend
+from shiftnorm.ops.cpp import CppBackend
 from shiftnorm.ops.eager import EagerBackend
 
 __all__ = ["BACKENDS", "Backend", "choose", "explain", "is_batched", "is_forced", "is_traced", "use_backend"]
@@ -44,7 +45,7 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS: tuple[Backend, ...] = (CpuBackend(), EagerBackend())
+BACKENDS: tuple[Backend, ...] = (CppBackend(), AtenBackend(), EagerBackend())
 
 _forced: ContextVar[str | None] = ContextVar("shiftnorm_backend", default=None)
 
@@ -53,8 +54,8 @@ def choose(x: Tensor) -> Backend:
     """The backend that runs the passes over x.
 
     Example:
-        >>> choose(torch.zeros(2, 3, 4, 4)).name
-        'cpu'
+        >>> choose(torch.zeros(2, 3)).name
+        'eager'
 
     Raises:
         RuntimeError: if ``use_backend`` forces one that declines x, or every backend does; the text has every reason.
@@ -85,8 +86,9 @@ def explain(x: Tensor) -> str:
     """What runs for x and why the others do not, one line per backend.
 
     Example:
-        >>> print(explain(torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16)))
-        cpu: declines, takes float32 and float64, x is bfloat16
+        >>> print(explain(torch.zeros(2, 3)))
+        cpp: declines, takes x with spatial dimensions and at least one element, x has shape (2, 3)
+        aten: declines, takes x with spatial dimensions and at least one element, x has shape (2, 3)
         eager: runs
     """
     if is_traced(x):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shiftnorm.ops.eager import EagerBackend, elements_per_plane
 
-__all__ = ["CpuBackend"]
+__all__ = ["AtenBackend"]
 
 _aten = torch.ops.aten
 
@@ -33,21 +33,21 @@ _CHUNK_BYTES = 1 << 19
 _eager = EagerBackend()
 
 
-class CpuBackend:
+class AtenBackend:
     """ATen kernels for float32 and float64 on CPU, contiguous or channels-last.
 
     Example:
-        >>> CpuBackend().unsupported(torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16))
+        >>> AtenBackend().unsupported(torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16))
         'takes float32 and float64, x is bfloat16'
     """
 
-    name = "cpu"
+    name = "aten"
 
     def unsupported(self, x: Tensor) -> str | None:
         """Why this backend declines x, or None.
 
         Example:
-            >>> CpuBackend().unsupported(torch.zeros(2, 3))
+            >>> AtenBackend().unsupported(torch.zeros(2, 3))
             'takes x with spatial dimensions and at least one element, x has shape (2, 3)'
         """
         if x.device.type != "cpu":
@@ -66,7 +66,7 @@ class CpuBackend:
         """Mean and biased variance per plane, (N, C) each.
 
         Example:
-            >>> CpuBackend().moments(torch.tensor([[[1.0, 3.0]]]))
+            >>> AtenBackend().moments(torch.tensor([[[1.0, 3.0]]]))
             (tensor([[2.]]), tensor([[1.]]))
         """
         if x.is_contiguous():
@@ -82,7 +82,7 @@ class CpuBackend:
 
         Example:
             >>> one = torch.ones(1, 1)
-            >>> CpuBackend().apply(torch.tensor([[[1.0, 3.0]]]), 2 * one, 2 * one, 5 * one)
+            >>> AtenBackend().apply(torch.tensor([[[1.0, 3.0]]]), 2 * one, 2 * one, 5 * one)
             tensor([[[3., 7.]]])
         """
         if x.is_contiguous():
@@ -94,8 +94,8 @@ class CpuBackend:
         """Sum over each plane of g and of ``g * (x - center)``, (N, C) each.
 
         Example:
-            >>> m = CpuBackend().moments(x := torch.tensor([[[1.0, 3.0]]]))
-            >>> CpuBackend().reduce(torch.tensor([[[1.0, 2.0]]]), x, *m)
+            >>> m = AtenBackend().moments(x := torch.tensor([[[1.0, 3.0]]]))
+            >>> AtenBackend().reduce(torch.tensor([[[1.0, 2.0]]]), x, *m)
             (tensor([[3.]]), tensor([[1.]]))
         """
         g = _like(g, x)
@@ -118,9 +118,9 @@ class CpuBackend:
         """``gain * g + slope * (x - center) + offset``.
 
         Example:
-            >>> m = CpuBackend().moments(x := torch.tensor([[[1.0, 3.0]]]))
+            >>> m = AtenBackend().moments(x := torch.tensor([[[1.0, 3.0]]]))
             >>> one = torch.ones(1, 1)
-            >>> CpuBackend().combine(torch.tensor([[[1.0, 2.0]]]), x, one, *m, one, 0 * one)
+            >>> AtenBackend().combine(torch.tensor([[[1.0, 2.0]]]), x, one, *m, one, 0 * one)
             tensor([[[0., 3.]]])
         """
         g = _like(g, x)
