@@ -39,14 +39,15 @@ def _field(documentation: str, name: str) -> str:
 
 
 def make_bench_table() -> str:
-    """The newest benchmark record."""
+    """The benchmark records of the newest day, one after the other."""
     from record import load
     from table import markdown
 
     records = sorted((ROOT / "benchmarks" / "results").glob("[0-9]*.json"))
     if not records:
         raise FileNotFoundError("benchmarks/results holds no record; make one with: make bench")
-    return markdown(load(records[-1]))
+    newest = [path for path in records if path.name[:10] == records[-1].name[:10]]
+    return "\n\n".join(markdown(load(path)).strip() for path in newest)
 
 
 def make_comparison_table(directory: Path) -> str:
