@@ -25,7 +25,7 @@ test: $(READY) ## everything but the slow tests; ARGS='-k golden' passes argumen
 lint: $(READY) ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 
 bench: $(READY) ## time and memory of every norm; writes a record and prints the table
 	$(BIN)/python benchmarks/run.py
