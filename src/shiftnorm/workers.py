@@ -176,7 +176,7 @@ def _run_in_processes(
             pool[-1].start(waiting.pop(0))
         while busy := {worker.connection: slot for slot, worker in enumerate(pool) if worker.job is not None}:
             for ready in wait(list(busy)):
-                slot = busy[ready]  # type: ignore[index]
+                slot = busy[ready]  # type: ignore[index]  (wait returns what it was given)
                 worker = pool[slot]
                 job = worker.job
                 assert job is not None

@@ -231,7 +231,7 @@ def test_errors(
     arguments: tuple[object, ...], options: dict[str, object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        corrupt(*arguments, **options)  # type: ignore[arg-type]
+        corrupt(*arguments, **options)  # type: ignore[arg-type]  (wrong on purpose)
 
 
 def test_a_random_corruption_without_a_draw_says_so() -> None:
