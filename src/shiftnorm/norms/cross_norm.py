@@ -193,7 +193,9 @@ class CrossNorm(MomentNorm):
             generator: a generator on x's device.
         """
         device, samples = x.device, x.shape[0]
-        acts = self.active.to(device) & (torch.rand((), device=device, generator=generator) < self.p)
+        acts = self.active.to(device)
+        if self.p < 1:
+            acts = acts & (torch.rand((), device=device, generator=generator) < self.p)
         if self.pool_mean is not None:
             partner = torch.randint(self.pool_mean.shape[0], (samples,), device=device, generator=generator)
         elif self.mode == "1-instance":

@@ -152,7 +152,8 @@ class _Gate(RunningMoments):
 
     def forward(self, mean: Tensor, std: Tensor) -> Tensor:
         if isinstance(self.fc, nn.Parameter):
-            z = torch.addcmul(self.fc[:, 0] * mean, self.fc[:, 1], std)
+            of_mean, of_std = self.fc.unbind(1)
+            z = of_mean * mean + of_std * std
         else:
             both = torch.cat([mean, std], dim=1)
             hidden = torch.relu(both @ self.squeeze.weight.to(both.dtype).T)  # pyright: ignore
