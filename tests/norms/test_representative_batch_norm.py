@@ -55,3 +55,16 @@ def test_starts_as_a_fraction_of_the_batch_norm_whose_checkpoint_it_loads():
 
 def test_is_no_batch_norm_that_tools_convert():
     assert isinstance(nn.SyncBatchNorm.convert_sync_batchnorm(RepresentativeBatchNorm(3)), RepresentativeBatchNorm)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_start_batch_is_batch_norm_with_a_live_gate(training: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, 5, 5, dtype=torch.float64)
+    norm = RepresentativeBatchNorm(6, dtype=torch.float64, start="batch").train(training)
+    batch = torch.nn.BatchNorm2d(6, dtype=torch.float64).train(training)
+    torch.testing.assert_close(norm(x), batch(x), rtol=1e-12, atol=1e-12)
+    norm(x).square().sum().backward()
+    assert norm.scale_bias.grad is not None and norm.scale_bias.grad.abs().min() > 1e-3
+    with pytest.raises(ValueError, match="expected start"):
+        RepresentativeBatchNorm(6, start="identity")  # pyright: ignore[reportArgumentType]

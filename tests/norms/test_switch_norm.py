@@ -160,3 +160,17 @@ def test_batch_norm_checkpoint_loads():
     source(torch.randn(4, 3, 5) + 3)
     assert norm.load_state_dict(source.state_dict(), strict=False).missing_keys == ["mean_weight", "var_weight"]
     assert torch.equal(norm.running_mean, source.running_mean)
+
+
+def test_start_batch_is_close_to_batch_norm() -> None:
+    torch.manual_seed(0)
+    x = 2 + torch.randn(8, 6, 9, 9)
+    batch = torch.nn.BatchNorm2d(6).eval()
+    batch.running_mean.normal_()
+    batch.running_var.uniform_(0.5, 2.0)
+    norm = SwitchNorm(6, start="batch").eval()
+    missing, unexpected = norm.load_state_dict(batch.state_dict(), strict=False)
+    assert set(missing) == {"mean_weight", "var_weight"} and not unexpected
+    assert (norm(x) - batch(x)).abs().max() < 1e-3
+    with pytest.raises(ValueError, match="using_bn=True"):
+        SwitchNorm(6, using_bn=False, start="batch")

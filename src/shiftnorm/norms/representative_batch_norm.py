@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import nn
@@ -36,11 +37,13 @@ class RepresentativeBatchNorm(RunningMoments, MomentNorm):
         track_running_stats: keep running moments; without them evaluation uses the batch's too.
         device: of parameters and buffers.
         dtype: of parameters and buffers.
+        start: "published" starts at sigmoid(1) = 0.73 times BatchNorm's output; "batch" divides the gate by sigmoid(1)
+            for good, so that the layer starts as BatchNorm exactly (for nets that are already trained).
 
     Shape: x (N, C, *) of any rank from 2; the output has x's shape, dtype and memory format.
     State: ``weight`` from 1, ``bias`` and ``center_weight`` and ``scale_weight`` from 0, ``scale_bias`` from 1, all
-        (C,), so that the output starts at sigmoid(1) = 0.73 times BatchNorm's; the buffers of RunningMoments, which are
-        those of x', not of x. A BatchNorm checkpoint loads with ``strict=False``.
+        (C,); the buffers of RunningMoments, which are those of x', not of x. A BatchNorm checkpoint loads with
+        ``strict=False``.
     Modes: training pools the batch and updates the running moments; evaluation uses the running ones. The plane's own
         mean is used in both.
     Raises: ValueError for another channel count, or in training for a single value per channel.
@@ -48,7 +51,7 @@ class RepresentativeBatchNorm(RunningMoments, MomentNorm):
     Source: Gao et al., "Representative Batch Normalization with Feature Calibration", CVPR 2021.
     Differences: x stays as it is, where the authors add to it in place; any rank instead of 4-D; parameters are (C,)
         instead of (1, C, 1, 1); not a subclass of torch's BatchNorm, so converting to SyncBatchNorm does not drop the
-        calibration.
+        calibration; ``start="batch"`` is ours.
     """
 
     official_keys: ClassVar[Mapping[str, OfficialTensor]] = {
@@ -65,9 +68,15 @@ class RepresentativeBatchNorm(RunningMoments, MomentNorm):
         track_running_stats: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        start: Literal["published", "batch"] = "published",
     ) -> None:
         MomentNorm.__init__(self, num_features)
+        if start not in ("published", "batch"):
+            raise ValueError(f"RepresentativeBatchNorm: expected start 'published' or 'batch', got {start!r}.")
         self.eps = eps
+        self.start = start
+        self.height = 1.0 if start == "published" else 1.0 + math.exp(-1.0)  # 1 / sigmoid(1)
         self.init_running(
             num_features, momentum=momentum, track_running_stats=track_running_stats, device=device, dtype=dtype
         )
@@ -88,7 +97,8 @@ class RepresentativeBatchNorm(RunningMoments, MomentNorm):
         batch = self.seen(centered)
         scale = torch.rsqrt(batch.var + self.eps)
         offset = centered.mean - batch.mean
-        gain = scale * torch.sigmoid(self.scale_weight * (offset * scale) + self.scale_bias)
+        gate = torch.sigmoid(self.scale_weight * (offset * scale) + self.scale_bias)
+        gain = scale * (gate if self.height == 1.0 else self.height * gate)
         if self.weight is not None:
             gain = self.weight * gain
         mean = gain * offset
@@ -99,9 +109,9 @@ class RepresentativeBatchNorm(RunningMoments, MomentNorm):
 
         Example:
             >>> RepresentativeBatchNorm(3)
-            RepresentativeBatchNorm(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+            RepresentativeBatchNorm(3, eps=1e-05, momentum=0.1, affine=True, ..., start='published')
         """
         return (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.weight is not None}, "
-            f"track_running_stats={self.track_running_stats}"
+            f"track_running_stats={self.track_running_stats}, start={self.start!r}"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ __all__ = ["SwitchNorm"]
 # A plane whose variance is already unbiased must not be corrected again when moments are pooled or stored. Counting its
 # elements this many times over makes Bessel's factor 1 to 2e-10 / M, and M batch elements still fit an int64.
 _UNCORRECTED = 2**32
+
+# Added to the logit of the batch part by start="batch": the other parts begin with a share of 5e-5 each.
+_HEAD_START = 10.0
 
 
 @final
@@ -51,11 +54,13 @@ class SwitchNorm(RunningMoments, MomentNorm):
         using_bn: mix in the batch's moments. False (for one image per GPU) keeps no buffers.
         using_moving_average: False starts an average over batches, see :meth:`start_average`.
         last_gamma: start ``weight`` from 0; for the last norm of a residual branch.
+        start: "equal" shares, as published, or "batch": almost all for the batch's moments, so that a BatchNorm that is
+            replaced keeps its function.
 
     Shape: x (N, C, *) of any rank from 2; the output has x's shape, dtype and memory format.
-    State: ``mean_weight`` and ``var_weight`` (3,) from 1, in the order IN, LN, BN without those not used; ``weight``
-        from 1 and ``bias`` from 0, (C,); the buffers of RunningMoments, where ``running_var`` is var_BN as defined
-        above.
+    State: ``mean_weight`` and ``var_weight`` (3,) from 1 (BN's from 11 with ``start="batch"``), in the order IN, LN, BN
+        without those not used; ``weight`` from 1 and ``bias`` from 0, (C,); the buffers of RunningMoments, where
+        ``running_var`` is var_BN as defined above.
     Modes: training pools the batch and updates the running moments; evaluation uses the running ones in the BN part.
         The IN and LN parts are the same in both.
     Raises: ValueError for another channel count, if neither IN nor BN is used, or for the sources "blend" and "ema"
@@ -82,8 +87,13 @@ class SwitchNorm(RunningMoments, MomentNorm):
         using_bn: bool = True,
         using_moving_average: bool = True,
         last_gamma: bool = False,
+        start: Literal["equal", "batch"] = "equal",
     ) -> None:
         MomentNorm.__init__(self, num_features)
+        if start not in ("equal", "batch"):
+            raise ValueError(f"SwitchNorm: expected start 'equal' or 'batch', got {start!r}.")
+        if start == "batch" and not using_bn:
+            raise ValueError("SwitchNorm: expected using_bn=True for start='batch', got False.")
         if not (using_in or using_bn):
             raise ValueError("SwitchNorm: expected using_in or using_bn, got neither; LayerNorm is the norm for that.")
         self.eps = eps
@@ -103,6 +113,10 @@ class SwitchNorm(RunningMoments, MomentNorm):
         parts = 1 + using_in + using_bn
         self.mean_weight = nn.Parameter(torch.ones(parts, device=device, dtype=dtype))
         self.var_weight = nn.Parameter(torch.ones(parts, device=device, dtype=dtype))
+        if start == "batch":
+            with torch.no_grad():
+                self.mean_weight[-1] += _HEAD_START
+                self.var_weight[-1] += _HEAD_START
         self.official_rank = 4 if using_in else 2
         self.using_moving_average = True
         if not using_moving_average and self.running_mean is not None:
