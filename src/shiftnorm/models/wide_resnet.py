@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeAlias, cast, get_args
+from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NormFactory: TypeAlias = Callable[[int], nn.Module]
-SlotName: TypeAlias = Literal["pre", "residual", "identity", "post"]
+from shiftnorm.models.slots import (
+    NormFactory,
+    build,
+    build_slot,
+    check_images,
+    check_positive,
+    known_slots,
+    known_stages,
+    one_per_stage,
+)
 
-SLOTS: tuple[str, ...] = get_args(SlotName)
-STAGES: tuple[int, ...] = (1, 2, 3)
+__all__ = ["WideResNet"]
 
-
-def _build(factory: NormFactory, channels: int, argument: str) -> nn.Module:
-    # A module is callable too: without this check an instance would be run on the channel count.
-    if isinstance(factory, nn.Module) or not callable(factory):
-        raise TypeError(
-            f"WideResNet: {argument} must be a function from a channel count to a new module "
-            f"(a class such as nn.BatchNorm2d will do), got {factory!r}"
-        )
-    module = cast(object, factory(channels))
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"WideResNet: {argument} must return an nn.Module, returned {module!r} for {channels} channels")
-    return module
+STAGES = (1, 2, 3)
+_NAME = "WideResNet"
 
 
 class _Block(nn.Module):
@@ -43,23 +39,19 @@ class _Block(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        self.bn1 = _build(norm, in_channels, "norm")
+        self.bn1 = build(norm, in_channels, owner=_NAME, argument="norm")
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-        self.bn2 = _build(inner_norm, out_channels, "inner_norm")
+        self.bn2 = build(inner_norm, out_channels, owner=_NAME, argument="inner_norm")
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.keeps_width = in_channels == out_channels
         self.conv_shortcut = (
             nn.Identity() if self.keeps_width else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
         )
         self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
-
-        def slot(name: SlotName, channels: int) -> nn.Module:
-            return _build(slots[name], channels, f"slots[{name!r}]") if name in slots else nn.Identity()
-
-        self.pre = slot("pre", in_channels)
-        self.residual = slot("residual", out_channels)
-        self.identity = slot("identity", out_channels)
-        self.post = slot("post", out_channels)
+        self.pre = build_slot(slots, "pre", in_channels, owner=_NAME)
+        self.residual = build_slot(slots, "residual", out_channels, owner=_NAME)
+        self.identity = build_slot(slots, "identity", out_channels, owner=_NAME)
+        self.post = build_slot(slots, "post", out_channels, owner=_NAME)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.keeps_width:
@@ -168,33 +160,18 @@ class WideResNet(nn.Module):
             raise ValueError(
                 f"WideResNet: depth must be 6n + 4 with n ≥ 1, got {depth}; the nearest are {lower} and {lower + 6}"
             )
-        for argument, value in (
-            ("widen_factor", widen_factor),
-            ("num_classes", num_classes),
-            ("in_channels", in_channels),
-        ):
-            if value < 1:
-                raise ValueError(f"WideResNet: {argument} must be at least 1, got {value}")
+        check_positive(_NAME, widen_factor=widen_factor, num_classes=num_classes, in_channels=in_channels)
         if not 0 <= dropout < 1:
             raise ValueError(f"WideResNet: dropout must be in [0, 1), got {dropout}")
-        slots = dict(slots or {})
-        if unknown := [name for name in slots if name not in SLOTS]:
-            raise ValueError(f"WideResNet: unknown slots {unknown}; a block has {', '.join(SLOTS)}")
-        stage_slots = dict(stage_slots or {})
-        if unknown := [stage for stage in stage_slots if stage not in STAGES]:
-            raise ValueError(f"WideResNet: unknown stages {unknown} in stage_slots; the stages are 1, 2 and 3")
-        inner_norm = (None, None, None) if inner_norm is None else tuple(inner_norm)
-        if len(inner_norm) != len(STAGES):
-            raise ValueError(
-                f"WideResNet: inner_norm needs one entry for each of the 3 stages (None: use norm), "
-                f"got {len(inner_norm)}"
-            )
+        slots = known_slots(slots, owner=_NAME)
+        stage_slots = known_stages(stage_slots, STAGES, owner=_NAME)
+        inner_norm = one_per_stage(inner_norm, len(STAGES), owner=_NAME, argument="inner_norm", otherwise="use norm")
 
         widths = [16, 16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
 
         def stage(number: int) -> _Stage:
-            width_in, width = widths[number - 1], widths[number]
+            width_in, width, inner = widths[number - 1], widths[number], inner_norm[number - 1]
             return _Stage(
                 [
                     _Block(
@@ -202,7 +179,7 @@ class WideResNet(nn.Module):
                         width,
                         2 if index == 0 and number > 1 else 1,
                         norm,
-                        inner_norm[number - 1] or norm,
+                        norm if inner is None else inner,
                         slots,
                         dropout,
                     )
@@ -213,12 +190,12 @@ class WideResNet(nn.Module):
         def after(number: int) -> nn.Module:
             if number not in stage_slots:
                 return nn.Identity()
-            return _build(stage_slots[number], widths[number], f"stage_slots[{number}]")
+            return build(stage_slots[number], widths[number], owner=_NAME, argument=f"stage_slots[{number}]")
 
         self.block1, self.after_block1 = stage(1), after(1)
         self.block2, self.after_block2 = stage(2), after(2)
         self.block3, self.after_block3 = stage(3), after(3)
-        self.bn1 = _build(norm, widths[3], "norm")
+        self.bn1 = build(norm, widths[3], owner=_NAME, argument="norm")
         self.fc = nn.Linear(widths[3], num_classes)
         self._initialise()
 
@@ -238,7 +215,12 @@ class WideResNet(nn.Module):
             >>> import torch
             >>> WideResNet(depth=10, widen_factor=1, num_classes=5)(torch.zeros(2, 3, 32, 32)).shape
             torch.Size([2, 5])
+
+        Raises:
+            ValueError: ``x`` is not (N, in_channels, H, W).
         """
+        # Whoever replaced the first convolution decides what it takes.
+        check_images(x, getattr(self.conv1, "in_channels", None), owner=_NAME)
         x = self.conv1(x)
         x = self.after_block1(self.block1(x))
         x = self.after_block2(self.block2(x))
