@@ -106,3 +106,18 @@ def test_errors() -> None:
         Chain(BatchNorm)  # pyright: ignore
     with pytest.raises(KeyError, match="nothing"):
         CNSN(4).from_official({**CNSN(4).to_official(), "nothing": torch.zeros(1)})
+
+
+def test_hooks_of_a_member_see_its_own_input_and_output() -> None:
+    torch.manual_seed(0)
+    x, seen = torch.randn(4, 6, 5, 5), {}
+    chain = Chain(BatchNorm(6), SelfNorm(6)).eval()
+    fused = chain(x)
+    handle = chain[0].register_forward_hook(lambda _, args, out: seen.update(x=args[0], y=out))
+    torch.testing.assert_close(chain(x), fused)
+    assert seen["x"] is x
+    torch.testing.assert_close(seen["y"], chain[0](x))
+    handle.remove()
+    seen.clear()
+    chain(x)
+    assert not seen

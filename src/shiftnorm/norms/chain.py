@@ -33,7 +33,7 @@ class Chain(NormLayer):
 
     Shape: as its norms.
     State: that of its norms, under their index.
-    Modes: as its norms. Forward hooks of norms inside a fused run do not fire; those of the chain do.
+    Modes: as its norms. A norm with hooks of its own is called by itself, so that they fire with what they expect.
     Raises: TypeError for something that is no module, ValueError for no norm at all or differing channel counts.
     Cost: two reads and one write of x for every run of moment norms.
     Source: this project; the identity above is elementary.
@@ -161,4 +161,11 @@ def _is_identity(norm: nn.Module) -> bool:
 
 
 def _is_fusible(step: tuple[nn.Module, Any]) -> bool:
-    return isinstance(step[0], MomentNorm) and not step[0].is_regional
+    norm = step[0]
+    return isinstance(norm, MomentNorm) and not norm.is_regional and not _has_hooks(norm)
+
+
+def _has_hooks(norm: nn.Module) -> bool:
+    # torch has no public question for this
+    hooks = (norm._forward_hooks, norm._forward_pre_hooks, norm._backward_hooks, norm._backward_pre_hooks)  # pyright: ignore
+    return any(hooks)
