@@ -70,7 +70,12 @@ Layer = Callable[[Case], Outcome]
 
 def find_cases(directory: Path) -> list[Path]:
     """Every npz in ``directory`` or in its layer folders, found by globbing and not from an index."""
-    return sorted(path for folder in FOLDERS for path in (directory / folder).glob("*.npz"))
+    return sorted(path for folder in FOLDERS for path in (directory / folder).glob("*.npz") if not _is_network(path))
+
+
+def _is_network(path: Path) -> bool:
+    with np.load(path) as z:
+        return "meta" in z.files and "family" in json.loads(str(z["meta"]))
 
 
 def load_case(path: Path) -> Case:
