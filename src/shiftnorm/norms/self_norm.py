@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, final
+from typing import ClassVar, Literal, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -151,12 +151,12 @@ class _Gate(RunningMoments):
         self.init_running(num_features, momentum=momentum, device=device, dtype=dtype)
 
     def forward(self, mean: Tensor, std: Tensor) -> Tensor:
-        if isinstance(self.fc, nn.Parameter):
-            of_mean, of_std = self.fc.unbind(1)
+        if self.squeeze is None:
+            of_mean, of_std = cast("Tensor", self.fc).unbind(1)  # torch.func puts tensors in the place of parameters
             z = of_mean * mean + of_std * std
         else:
             both = torch.cat([mean, std], dim=1)
-            hidden = torch.relu(both @ self.squeeze.weight.to(both.dtype).T)  # pyright: ignore
-            z = hidden @ self.fc.weight.to(both.dtype).T
+            hidden = torch.relu(both @ self.squeeze.weight.to(both.dtype).T)
+            z = hidden @ cast("nn.Linear", self.fc).weight.to(both.dtype).T
         gate = torch.sigmoid(self.normalise_features(z, self.weight, self.bias))
         return gate if self.height == 1.0 else self.height * gate
