@@ -167,5 +167,5 @@ def _is_fusible(step: tuple[nn.Module, Any]) -> bool:
 
 def _has_hooks(norm: nn.Module) -> bool:
     # torch has no public question for this
-    hooks = (norm._forward_hooks, norm._forward_pre_hooks, norm._backward_hooks, norm._backward_pre_hooks)  # pyright: ignore
-    return any(hooks)
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    return any(cast("dict[int, object]", getattr(norm, kind)) for kind in kinds)
