@@ -1,19 +1,48 @@
 """Write the generated parts of README and docs from the records: ``make docs``; ``--check`` only compares.
 
-A page says where a table goes with ``<!-- begin NAME -->`` and ``<!-- end NAME -->``; NAME is ``norms``, ``bench``, or
-a directory under ``results/`` that holds the records of a comparison.
+A page says where a table goes with ``<!-- begin NAME -->`` and ``<!-- end NAME -->``; NAME is one of ``TABLES``, or a
+directory under ``results/`` that holds the records of a comparison.
 """
 
 from __future__ import annotations
 
 import argparse
+import bisect
 import inspect
+import json
 import re
 import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
+
+SURGERY_RECORDS = ROOT / "benchmarks" / "results"
+SUITES = {
+    "torchvision": "torchvision: every classification model",
+    "timm": "timm: the smallest model of every family",
+    "shiftnorm": "shiftnorm: every model",
+    "timm-meta": "timm: every model, shapes only",
+}
+
+# What refusals say, and how they are counted; the first that fits.
+REASONS = (
+    (r"no residual blocks that are known", "no residual blocks that are known, and the placement goes by blocks"),
+    (r"It has no norm at all", "no norm in the model"),
+    (r"no BatchNorm to put", "no BatchNorm in the model, and no other norm was named"),
+    (r"has no place for '(\w+)'", r"the blocks have no place for `\1`"),
+    (r"expected num_groups to divide", "GroupNorm: the number of groups does not divide the channels"),
+    (r"normalizes the last axis", "the norms take the last axis for the channels"),
+    (r"no norm of its own in front", "the branch of the blocks has no norm of its own in front"),
+    (r"it is frozen", "the norms are frozen"),
+    (r"formula contains an activation", "the formula of the norms contains an activation"),
+    (r"it (is|holds) \w+ already", "the norm is there already"),
+)
+REASONS_SHOWN = 8
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -50,6 +79,165 @@ def make_bench_table() -> str:
     return "\n\n".join(markdown(load(path)).strip() for path in newest)
 
 
+def make_placements_table() -> str:
+    """Every placement: what it does, what ``where`` selects, how the norm starts, whether the function is kept."""
+    from shiftnorm.surgery import PLACEMENTS
+    from surgery_check import PRESERVING
+
+    rows = [row for suite in SUITES for row in _rows_of(suite) if row["outcome"] == "converted"]
+    lines = [
+        "| Placement | What it does | Slot | `where` selects | Starts with | Keeps the function of a trained model |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, placement in PLACEMENTS.items():
+        selects = "norms" if placement.at in ("norms", "branch") else "blocks"
+        start = ", ".join(f"`{key}={value!r}`" for key, value in placement.preserving.items()) or "–"
+        slot = f"`{placement.slot}`" if placement.slot else "–"
+        kept = "no"
+        if name in PRESERVING:
+            judged = [row["kept"] for row in rows if row["placement"] == name and row["kept"] is not None]
+            kept = f"yes, in {sum(judged):,} of {len(judged):,} conversions" if judged else "yes"
+        lines.append(f"| `{name}` | {placement.summary} | {slot} | {selects} | {start} | {kept} |")
+    return "\n".join(lines)
+
+
+@cache
+def _record_of(suite: str) -> dict[str, Any] | None:
+    path = SURGERY_RECORDS / f"surgery-{suite}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _rows_of(suite: str) -> list[dict[str, Any]]:
+    record = _record_of(suite)
+    return [] if record is None else record["rows"]
+
+
+def _reason_of(row: dict[str, Any]) -> str:
+    text = row["reason"]
+    for pattern, label in REASONS:
+        match = re.search(pattern, text)
+        if match:
+            return match.expand(label)
+    # A name of a model or a number would make every text another one.
+    return re.sub(r"\d+", "…", text.split(". ")[0])[:120].replace("|", "\\|")
+
+
+def make_surgery_table() -> str:
+    """What became of every conversion that was tried, suite by suite, and why models were refused."""
+    lines = [
+        "| Models of | Models | Conversions tried | Converted | Refused with a reason | Failed loudly | "
+        "Failed silently |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    reasons: Counter[str] = Counter()
+    origins: dict[str, list[str]] = {}
+    remarks: list[str] = []
+    for suite, label in SUITES.items():
+        record = _record_of(suite)
+        if record is None:
+            lines.append(f"| {label} | not run yet | – | – | – | – | – |")
+            continue
+        tried = [row for row in record["rows"] if row["outcome"] != "not run"]
+        counts = Counter(row["outcome"] for row in tried)
+        silent = [row for row in tried if row["silent"]]
+        cells = [len({row["model"] for row in tried}), len(tried), counts["converted"], counts["refused"]]
+        lines.append("| " + " | ".join([label, *(f"{n:,}" for n in (*cells, counts["failed"], len(silent)))]) + " |")
+        reasons.update(_reason_of(row) for row in tried if row["outcome"] == "refused")
+        versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        origins.setdefault(f"{record['date'][:10]}, commit {record['commit']}, {versions}", []).append(suite)
+        wrong = {f"silently, {row['silent'][0]}": row for row in reversed(silent)}
+        wrong |= {row["reason"]: row for row in tried if row["outcome"] == "failed"}
+        remarks += [f"{suite}: {row['model']}, {row['placement']}: {what}" for what, row in wrong.items()]
+        absent = [row["model"] for row in record["rows"] if row["outcome"] == "not run"]
+        if absent:
+            shown = ", ".join(absent[:REASONS_SHOWN]) + (", ..." if len(absent) > REASONS_SHOWN else "")
+            remarks.append(f"{suite}: not run, because the model itself does not: {len(absent):,} ({shown})")
+    parts = ["\n".join(lines)]
+    if reasons:
+        most = reasons.most_common(REASONS_SHOWN)
+        rest = sum(reasons.values()) - sum(count for _, count in most)
+        most += [("other reasons", rest)] if rest else []
+        parts.append(
+            "\n".join(["| Reason of a refusal | Conversions |", "|---|---:|", *(f"| {t} | {n:,} |" for t, n in most)])
+        )
+    if remarks:
+        parts.append("\n".join(f"- {remark}" for remark in remarks))
+    if origins:
+        parts.append(" ".join(f"{', '.join(suites)}: {origin}." for origin, suites in origins.items()))
+    return "\n\n".join(parts)
+
+
+def make_surgery_summary() -> str:
+    """One sentence: the silent failures of every suite."""
+    parts: list[str] = []
+    for suite, label in SUITES.items():
+        tried = [row for row in _rows_of(suite) if row["outcome"] != "not run"]
+        if tried:
+            silent, models = sum(bool(row["silent"]) for row in tried), len({row["model"] for row in tried})
+            parts.append(f"{silent:,} in {len(tried):,} conversions of {models:,} models ({label})")
+        else:
+            parts.append(f"not run yet ({label})")
+    return f"Silent failures: {'; '.join(parts)}."
+
+
+def make_models_table() -> str:
+    """Every backbone: its size, the smallest image it takes, its slots, and whether torchvision has it."""
+    import torchvision
+
+    from shiftnorm.models import create_model, list_models
+
+    lines = [
+        "| Name | Parameters | Smallest image | Slots of a block | Names and shapes of torchvision |",
+        "|---|---:|---:|---|---|",
+    ]
+    known = torchvision.models.list_models()
+    for name in list_models():
+        model = _on_meta(lambda name=name: create_model(name))
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        side = _smallest_image(model)
+        slots = ", ".join(f"`{slot}`" for slot in _slots(model))
+        same = name in known and _shapes(model) == _shapes(
+            _on_meta(lambda name=name: torchvision.models.get_model(name))
+        )
+        lines.append(f"| `{name}` | {parameters:,} | {side}x{side} | {slots} | {'yes' if same else '–'} |")
+    return "\n".join(lines)
+
+
+def _on_meta(build: Callable[[], Any]) -> Any:
+    import torch
+
+    with torch.device("meta"):
+        return build().eval()
+
+
+def _shapes(model: Any) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
+
+
+def _slots(model: Any) -> list[str]:
+    from shiftnorm.models.slots import SLOTS
+
+    places = {path.rpartition(".")[2] for path, _ in model.named_modules()}
+    slots = getattr(sys.modules[type(model).__module__], "SLOTS", SLOTS)
+    return [slot for slot in slots if slot in places or f"after_{slot}" in places]
+
+
+def _smallest_image(model: Any, largest: int = 32) -> int:
+    import torch
+
+    def takes(side: int) -> bool:
+        try:
+            with torch.no_grad():
+                model(torch.empty(1, 3, side, side, device="meta"))
+        except (ValueError, RuntimeError):
+            return False
+        return True
+
+    if takes(1):
+        return 1
+    return bisect.bisect_left(range(largest + 1), True, key=takes)
+
+
 def make_comparison_table(directory: Path) -> str:
     """The table of one comparison."""
     from shiftnorm.evaluate.record import read_json, read_record
@@ -71,17 +259,22 @@ def make_comparison_table(directory: Path) -> str:
     return to_markdown(build_rows(records, norms, reference=REFERENCE, step_times=times), REFERENCE).rstrip()
 
 
+TABLES: dict[str, Callable[[], str]] = {
+    "norms": make_norms_table,
+    "bench": make_bench_table,
+    "placements": make_placements_table,
+    "surgery": make_surgery_table,
+    "surgery-summary": make_surgery_summary,
+    "models": make_models_table,
+}
+
+
 def fill(text: str) -> str:
     """Replace what stands between every pair of markers."""
 
     def replace(match: re.Match[str]) -> str:
         name = match.group(1)
-        if name == "norms":
-            made = make_norms_table()
-        elif name == "bench":
-            made = make_bench_table()
-        else:
-            made = make_comparison_table(ROOT / "results" / name)
+        made = TABLES[name]() if name in TABLES else make_comparison_table(ROOT / "results" / name)
         return f"<!-- begin {name} -->\n{made}\n<!-- end {name} -->"
 
     return re.sub(r"<!-- begin ([\w.-]+) -->.*?<!-- end \1 -->", replace, text, flags=re.DOTALL)

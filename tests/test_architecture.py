@@ -24,7 +24,7 @@ BELOW = {
     "models": set(),
     "data": set(),
     "norms": {"ops"},
-    "surgery": {"ops", "norms"},
+    "surgery": {"ops", "norms", "models"},
     "adapt": {"ops", "norms", "surgery"},
     "evaluate": {"ops", "norms", "surgery", "data"},
     "tasks": {"ops", "norms", "surgery", "adapt", "evaluate", "data", "models"},
@@ -35,7 +35,9 @@ BELOW["recipe"] = PARTS | {"variants"}
 BELOW["training"] = PARTS | {"variants", "recipe"}  # what a worker process does
 BELOW["workers"] = PARTS | {"variants", "recipe", "training"}
 BELOW["run"] = PARTS | {"variants", "recipe", "training", "workers"}
-BELOW["cli"] = PARTS | {"variants", "recipe", "run"}
+BELOW["cli_convert"] = PARTS | {"variants"}
+BELOW["cli_surgery"] = PARTS | {"variants", "cli_convert"}
+BELOW["cli"] = PARTS | {"variants", "recipe", "run", "cli_surgery"}
 BELOW["__main__"] = {"cli"}
 BELOW["__init__"] = {"norms", "ops"}
 

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from shiftnorm.cli_surgery import add_surgery_verbs, add_verb
+
 # What a verb needs beyond the core install: import name to distribution, all of the extra [train].
 _TRAIN = {
     "lightning": "lightning",
@@ -41,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except KeyboardInterrupt:
-        print("\nInterrupted. Finished runs are kept: the same command continues from them.", file=sys.stderr)
+        kept = " Finished runs are kept: the same command continues from them." if options.verb == "compare" else ""
+        print(f"\nInterrupted.{kept}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # the reader of a pipe, such as head, has seen enough
@@ -63,16 +66,27 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="shiftnorm",
         description="Normalization layers that hold up when the data shift.",
+        epilog="examples:\n"
+        "  shiftnorm compare --data DIR\n"
+        "  shiftnorm convert timm/resnet50 --pretrained --with ibn_a --out resnet50_ibn_a.safetensors\n"
+        "  shiftnorm describe resnet50_ibn_a.safetensors",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(debug=False)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
 
-    compare = verbs.add_parser(
+    compare = add_verb(
+        verbs,
+        common,
         "compare",
-        parents=[common],
         help="train one small network per norm and compare them under corruption",
         description="Train one small network per norm and seed, measure each on clean and corrupted test images, and "
         "write a table, an HTML report and one JSON record per run. Interrupted, the same command continues.",
+        examples=[
+            "compare",
+            "compare --data DIR --norms BatchNorm CNSN DSU --seeds 0 1 2 --limit 200",
+            "compare --recipe compare-digits --epochs 2 --out runs/quick",
+        ],
     )
     compare.add_argument(
         "--data", metavar="DIR", help="images in ImageFolder layout, DIR/CLASS/FILE or DIR/train and DIR/test; "
@@ -101,14 +115,22 @@ def _make_parser() -> argparse.ArgumentParser:
     compare.add_argument("--threads", type=int, metavar="N", help="torch threads per process (default: 1)")
     compare.set_defaults(run=_compare)
 
-    norms = verbs.add_parser("norms", parents=[common], help="list the norms")
+    norms = add_verb(verbs, common, "norms", help="list the norms", examples=["norms", "norms --plain"])
     norms.add_argument("--plain", action="store_true", help="names only, one per line")
     norms.set_defaults(run=_list_norms)
 
-    recipes = verbs.add_parser("recipes", parents=[common], help="list the recipes, or show one")
+    recipes = add_verb(
+        verbs,
+        common,
+        "recipes",
+        help="list the recipes, or show one",
+        examples=["recipes", "recipes show compare-digits", "recipes show compare-digits > mine.yaml"],
+    )
     recipes.add_argument("action", nargs="?", choices=("list", "show"), default="list")
     recipes.add_argument("name", nargs="?", help="the recipe to show")
     recipes.set_defaults(run=_recipes)
+
+    add_surgery_verbs(verbs, common)
     return parser
 
 
