@@ -36,7 +36,9 @@ RESULTS = Path(__file__).resolve().parent / "results"
 SUITES = ("torchvision", "timm", "shiftnorm", "timm-meta")
 
 # Files of larger models are written for one placement only: the mechanism does not depend on the size.
-LARGE = 60_000_000
+LARGE = 40_000_000
+# These stay in float32 and are not written at all.
+HUGE = 150_000_000
 SIZES = (64, 96, 160, 224, 256, 384, 448, 512)
 
 
@@ -115,11 +117,13 @@ def input_for(build: Callable[[], nn.Module]) -> torch.Tensor:
 def try_model(suite: str, name: str, placements: Sequence[str]) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    # In float64, so that rounding is no excuse.
     single = builder(suite, name)
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in single().parameters()) if suite != "timm-meta" else 0
 
     def build() -> nn.Module:
-        return single() if suite == "timm-meta" else single().double()
+        # In float64, so that rounding is no excuse; four copies of the largest would not fit.
+        return single() if suite == "timm-meta" or size > HUGE else single().double()
 
     if suite == "timm-meta":
         return try_on_meta(name, build, placements)
@@ -129,15 +133,14 @@ def try_model(suite: str, name: str, placements: Sequence[str]) -> list[dict[str
         return [
             {"model": name, "placement": "", "outcome": "not run", "reason": f"{type(fault).__name__}: {fault}"[:200]}
         ]
-    size = sum(parameter.numel() for parameter in build().parameters())
     trial = Trial(name, build, x, disk=True)
     rows: list[dict[str, Any]] = []
     written = False
     for placement in placements:
-        trial.disk = size < LARGE or not written
+        trial.disk = size < LARGE or (size < HUGE and not written)
         outcome = trial.run(placement)
         written = written or outcome.saved
-        rows.append({**outcome.to_json(), "image": x.shape[-1]})
+        rows.append({**outcome.to_json(), "image": x.shape[-1], "dtype": str(x.dtype).removeprefix("torch.")})
     return rows
 
 
