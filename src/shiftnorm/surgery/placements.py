@@ -42,7 +42,7 @@ PLACEMENTS: dict[str, Placement] = {
     "switch": Placement("SwitchNorm for every BatchNorm", "SwitchNorm", "norms", preserving=_BATCH),
     "attentive": Placement("AttentiveNorm for every BatchNorm", "AttentiveNorm", "norms"),
     "batch": Placement("our BatchNorm for every BatchNorm", "BatchNorm", "norms"),
-    "group": Placement("GroupNorm for every BatchNorm", "GroupNorm", "norms"),
+    "group": Placement("GroupNorm for every BatchNorm, 32 groups or as many as fit", "GroupNorm", "norms"),
     "instance": Placement("InstanceNorm for every BatchNorm", "InstanceNorm", "norms"),
     "layer": Placement("LayerNorm for every BatchNorm", "LayerNorm", "norms"),
     "domain": Placement("DomainNorm for every BatchNorm", "DomainNorm", "norms"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -87,7 +88,7 @@ def _on_norms(model: nn.Module, placement: Placement, spec: NormSpec, where: Sel
     for site in wanted:
         reason = _objection(site, spec, named=where is not None)
         if reason is None:
-            edits.append(Edit(site.path, "replace", spec))
+            edits.append(Edit(site.path, "replace", _fitted(spec, site)))
         else:
             skipped.append(Skipped(site.path, reason))
     if not edits and not skipped:
@@ -95,6 +96,13 @@ def _on_norms(model: nn.Module, placement: Placement, spec: NormSpec, where: Sel
             f"convert: the model has no BatchNorm to put {spec.short} in the place of. {_what_norms(sites)}"
         )
     return edits, skipped
+
+
+def _fitted(spec: NormSpec, site: Site) -> NormSpec:
+    """GroupNorm with as many of its 32 groups as divide the channels, where the user names no number."""
+    if spec.name != "GroupNorm" or "num_groups" in spec.arguments or site.channels is None:
+        return spec
+    return spec._replace(arguments={**spec.arguments, "num_groups": math.gcd(32, site.channels)})
 
 
 def _names_norms(where: Selector) -> bool:
@@ -229,9 +237,10 @@ def slot_edit(block: Block, slot: str, spec: NormSpec) -> Edit | Skipped:
 def _holds(present: nn.Module | None, how: str, spec: NormSpec) -> bool:
     name = {"after": AFTER, "before": BEFORE}.get(how)
     beside = getattr(present, name, None) if name else present
-    parts = [part for each in (present, beside) if isinstance(each, Chain) for part in each]
+    found = [part for part in (present, beside) if part is not None]  # a slot that is filled is the place itself
+    parts = [part for each in found if isinstance(each, Chain) for part in each]
     wanted = [NormSpec("CrossNorm"), NormSpec("SelfNorm")] if spec.name == "CNSN" else [spec]
-    return all(any(each.makes(part) for part in (beside, *parts) if part is not None) for each in wanted)
+    return all(any(each.makes(part) for part in (*found, *parts)) for each in wanted)
 
 
 def _on_stages(model: nn.Module, placement: Placement, spec: NormSpec, where: Selector) -> Planned:
