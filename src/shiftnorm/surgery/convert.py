@@ -46,7 +46,9 @@ def convert(
         (4, IBN(64, ...))
         >>> model, report = convert(model, "selfnorm@residual")
         >>> model.layer4[1].residual
-        SelfNorm(512, ...)
+        SelfNorm(
+          512, ...
+        )
 
     Args:
         model: a model of torchvision, timm, this package or your own; it is changed in place.
@@ -64,7 +66,8 @@ def convert(
         The model (another object only if the model itself was a norm) and the report, which :func:`revert` takes.
 
     Raises:
-        ValueError: for an unknown name or if nothing matches; the text shows near matches. The model is unchanged.
+        ValueError: for an unknown name, if nothing matches or nothing would change (unless it is there already), or
+            for the optimizer of another model. The model is unchanged.
         TypeError: for a model that cannot be changed (scripted, quantized, compiled, wrapped).
     """
     refuse_model(model)

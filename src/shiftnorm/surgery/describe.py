@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -144,7 +145,7 @@ def _size(parameter: nn.Parameter) -> int:
     return 0 if is_lazy(parameter) else parameter.numel()
 
 
-def _row(site: Site, chains: list[tuple[str, nn.Module]]) -> NormRow:
+def _row(site: Site, chains: Sequence[tuple[str, nn.Module]]) -> NormRow:
     module = site.module
     own = [parameter.requires_grad for parameter in module.parameters()]
     chain = next((path for path, chain in chains if any(part is module for part in chain.children())), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -147,8 +148,13 @@ def make(model: nn.Module, edit: Edit) -> tuple[nn.Module, Change]:
     if edit.how == "replace":
         return _replace(model, edit, old)
     if fuses(old):
-        return _fuse(model, edit, old)
-    return model, _attach(model, edit, old)
+        return _fuse(model, edit, old, edit.channels)
+    host = _inmost(old, edit)
+    channels = edit.channels or (_out_channels(host) if edit.how == "after" else _in_channels(host))
+    present = getattr(host, AFTER if edit.how == "after" else BEFORE, None)
+    if present is not None:
+        return _fuse(model, edit, present, channels)
+    return model, _attach(model, edit, old, host, channels)
 
 
 def undo(model: nn.Module, change: Change) -> nn.Module:
@@ -236,16 +242,16 @@ def _replace(model: nn.Module, edit: Edit, old: nn.Module) -> tuple[nn.Module, C
     return swap(model, old, new), Change(edit, old, new, norm, kept)
 
 
-def _fuse(model: nn.Module, edit: Edit, old: nn.Module) -> tuple[nn.Module, Change]:
+def _fuse(model: nn.Module, edit: Edit, old: nn.Module, channels: int | None) -> tuple[nn.Module, Change]:
     kind = kind_of(old)
-    channels = kind.channels if kind is not None else None
+    channels = kind.channels if kind is not None and kind.channels is not None else channels
     if channels is None:
-        raise ValueError(f"surgery: the Chain at {edit.path!r} does not say its channels; insert elsewhere.")
+        raise ValueError(f"surgery: {type(old).__name__} at {edit.path!r} does not say its channels; pass channels=.")
     norm = edit.norm.build(channels, {})
     like_dtype_and_device(old, norm)
     norm.train(old.training)
-    if type(old) is Chain:
-        parts, kept = list(old), ()
+    if type(old) is Chain or not fuses(old):
+        parts, kept = list(old) if type(old) is Chain else [old], ()
     else:
         first = batch_norm_from(old)
         kept = tuple(dict(first.named_parameters(recurse=False))) + tuple(dict(first.named_buffers(recurse=False)))
@@ -255,21 +261,17 @@ def _fuse(model: nn.Module, edit: Edit, old: nn.Module) -> tuple[nn.Module, Chan
     return swap(model, old, new), Change(edit, old, new, norm, kept, fused=isinstance(norm, NormLayer))
 
 
-def _attach(model: nn.Module, edit: Edit, old: nn.Module) -> Change:
-    host = _inmost(old, edit)
+def _attach(model: nn.Module, edit: Edit, old: nn.Module, host: nn.Module, channels: int | None) -> Change:
     name = AFTER if edit.how == "after" else BEFORE
-    channels = edit.channels or (_out_channels(host) if edit.how == "after" else _in_channels(host))
     if channels is None:
         raise ValueError(f"surgery: the channels {edit.how} {edit.path!r} ({type(host).__name__}) are not known.")
     norm = edit.norm.build(channels, {})
     like_dtype_and_device(host if next(host.parameters(), None) is not None else model, norm)
     norm.train(host.training)
-    present = getattr(host, name, None)
-    if present is not None:
-        raise ValueError(f"surgery: {edit.path!r} has a norm {edit.how} it already; revert that first.")
     host.add_module(name, norm)
-    register = host.register_forward_hook if edit.how == "after" else host.register_forward_pre_hook
-    return Change(edit, old, host, norm, handle=register(_run_after if edit.how == "after" else _run_before))
+    after = edit.how == "after"
+    handle = host.register_forward_hook(_run_after) if after else host.register_forward_pre_hook(_run_before)
+    return Change(edit, old, host, norm, handle=handle)
 
 
 def _run_before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -296,7 +298,9 @@ def _fill(model: nn.Module, edit: Edit) -> Change:
     parent, name = parent_of(model, edit.path)
     opens = edit.how == "open" and not is_open(parent)
     if opens and name not in SLOTS:
-        raise ValueError(f"surgery: expected one of {', '.join(SLOTS)} to open in {type(parent).__name__}, got {name!r}.")
+        raise ValueError(
+            f"surgery: expected one of {', '.join(SLOTS)} to open in {type(parent).__name__}, got {name!r}."
+        )
     if not opens and not (hasattr(parent, name) and is_empty(getattr(parent, name))):
         found = type(getattr(parent, name)).__name__ if hasattr(parent, name) else "no such place"
         raise ValueError(f"surgery: expected an empty place at {edit.path!r}, got {found}.")
@@ -334,8 +338,6 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
     try:
         return model.get_submodule(path)
     except AttributeError:
-        import difflib
-
         near = difflib.get_close_matches(path, [name for name, _ in model.named_modules()], n=3, cutoff=0.5)
         hint = f"near matches: {', '.join(near)}." if near else "no name is like it."
         raise ValueError(f"surgery: the model has no module {path!r}; {hint}") from None
@@ -381,20 +383,17 @@ def swap(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
 
 
 def _out_channels(module: nn.Module) -> int | None:
-    for part in reversed(list(module.modules())):
-        kind = kind_of(part)
-        if kind is not None and kind.channels is not None:
-            return kind.channels
-        if isinstance(part, (nn.modules.conv._ConvNd, nn.Linear)):
-            return part.out_channels if isinstance(part, nn.modules.conv._ConvNd) else part.out_features
-    return None
+    return next((n for part in reversed(list(module.modules())) if (n := _width(part, "out")) is not None), None)
 
 
 def _in_channels(module: nn.Module) -> int | None:
-    for part in module.modules():
-        kind = kind_of(part)
-        if kind is not None and kind.channels is not None:
-            return kind.channels
-        if isinstance(part, nn.modules.conv._ConvNd):
-            return part.in_channels
-    return None
+    return next((n for part in module.modules() if (n := _width(part, "in")) is not None), None)
+
+
+def _width(module: nn.Module, side: str) -> int | None:
+    kind = kind_of(module)
+    if kind is not None and kind.channels is not None:
+        return kind.channels
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return getattr(module, f"{side}_channels")
+    return getattr(module, f"{side}_features") if isinstance(module, nn.Linear) else None

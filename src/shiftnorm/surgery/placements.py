@@ -115,7 +115,7 @@ def plan(
     if chosen.at == "slot":
         what = f"{what}@{chosen.slot}"
     edits, skipped = PLANNERS[chosen.at](model, chosen, spec, where)
-    if not edits and not all(reason.endswith("already") for _, reason in skipped):
+    if skipped and not edits and not any(reason.endswith("already") for _, reason in skipped):
         reasons = "; ".join(f"{path}: {reason}" for path, reason in skipped[:3])
         more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
         raise ValueError(f"{verb}: nothing would change. {reasons}{more}.")

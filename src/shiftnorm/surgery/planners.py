@@ -294,10 +294,10 @@ def _on_branch(model: nn.Module, placement: Placement, spec: NormSpec, where: Se
 def _on_ibn_b(model: nn.Module, placement: Placement, spec: NormSpec, where: Selector) -> Planned:
     edits: list[Edit] = []
     skipped: list[Skipped] = []
-    stem = stem_norm(model)
-    if stem is None:
+    stem = stem_norm(model) if where is None else None  # a selector names blocks, and the stem is in none
+    if where is None and stem is None:
         skipped.append(Skipped("", "no norm behind the first convolution was found"))
-    else:
+    elif stem is not None:
         module = model.get_submodule(stem)
         reason = _objection(Site(stem, module, kind_of(module), 0), spec)
         if reason is None:

@@ -100,8 +100,6 @@ def _group_for(name: str, position: int, names: dict[str, int], known: list[tupl
             if old.rpartition(".")[0] == parent:
                 return index
         parent = parent.rpartition(".")[0]
-        if parent.count(".") < name.count(".") - 2:
-            break
     for only_flat in (True, False):
         near = [(abs(at - position), index) for at, index, flat in known if flat or not only_flat]
         if near:

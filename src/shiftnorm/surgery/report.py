@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from shiftnorm.surgery.edit import Change, Edit
+from shiftnorm.surgery.norm_act import NormAct
 
 __all__ = ["Movement", "Report", "Skipped"]
 
@@ -174,6 +175,8 @@ def _name(module: nn.Module | None) -> str:
         return "nothing"
     if type(module).__name__ == "Chain":
         return f"Chain({', '.join(type(part).__name__ for part in module.children())})"
+    if isinstance(module, NormAct):
+        return f"NormAct({_name(module.norm)})"
     return type(module).__name__
 
 
@@ -200,9 +203,13 @@ def outputs_of(model: nn.Module, example: Any) -> Tensor:
         ValueError: if the model returns no floating-point tensor.
     """
     modes = [(module, module.training) for module in model.modules()]
+    # Evaluation moves buffers, too, under source = "ema".
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = sorted({buffer.get_device() for buffer in (*model.parameters(), *model.buffers()) if buffer.is_cuda})
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            torch.manual_seed(0)  # the same draws before and after, if there are any
             if isinstance(example, Mapping):
                 out = model(**example)
             else:
@@ -210,6 +217,9 @@ def outputs_of(model: nn.Module, example: Any) -> Tensor:
     finally:
         for module, mode in modes:
             module.training = mode
+        for buffer, value in buffers:
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
     tensors = _tensors(out)
     if not tensors:
         raise ValueError(f"surgery: expected the model to return floating-point tensors, got {type(out).__name__}.")

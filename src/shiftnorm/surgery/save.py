@@ -131,7 +131,9 @@ def load(
         raise ValueError("load: expected model= as it was before conversion, got one that is converted; revert first.")
     tensors = _safetensors().load_file(path)
     elements = sum(tensor.numel() for tensor in tensors.values())
-    tensors.update({key: tensors[kept] for key, kept in recipe["aliases"].items() if kept in tensors})
+    if dangling := [kept for kept in recipe["aliases"].values() if kept not in tensors]:
+        raise ValueError(f"load: {path.name} is damaged: its recipe names tensors that are not in it: {dangling[:5]}.")
+    tensors.update({key: tensors[kept] for key, kept in recipe["aliases"].items()})
     report = Report(f"load of {path.name}")
     count = sum(parameter.numel() for parameter in model.parameters())
     root = model
