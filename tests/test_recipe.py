@@ -49,6 +49,7 @@ def test_strictness(text, kind, message):
     [
         ("norms: [SelfNrm]\ncorruptions: [contrast]", "unknown norm 'SelfNrm'; did you mean SelfNorm"),
         ("norms: [SelfNorm]\ncorruptions: [gausian_noise]", "did you mean gaussian_noise"),
+        ("norms: [SelfNorm]\ncorruptions: [fog, frost]", "'frost' needs photographs .* use frost_procedural"),
         ("norms: [SelfNorm]", "keys corruptions are missing"),
         ("- a", "got list"),
         ("", "got NoneType"),

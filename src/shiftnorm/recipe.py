@@ -96,6 +96,10 @@ class CompareRecipe:
         for name in self.corruptions:
             if name not in CORRUPTIONS:
                 raise ValueError(f"unknown corruption {name!r}; {suggest(name, CORRUPTIONS)}")
+            if name == "frost":
+                raise ValueError(
+                    "corruption 'frost' needs photographs that a recipe cannot name; use frost_procedural."
+                )
         for name, low in _LOWEST.items():
             value = getattr(self, name)
             if value is not None and value < low:

@@ -1,32 +1,32 @@
-"""Corruptions: the published pixels, determinism, dtypes, errors."""
+"""Every corruption alike: determinism, dtypes, layouts, sizes, storage, errors."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import multiprocessing
+import zlib
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from shiftnorm.data import CORRUPTIONS, corrupt
-from shiftnorm.data.corruptions import Corruption, quantise
+from shiftnorm.data.corruptions import (
+    COMMON,
+    CONSTANT_SETS,
+    EXTRA,
+    SEVERITIES,
+    choose_corruptions,
+)
+from shiftnorm.data.corruptions.base import truncate
+from shiftnorm.data.corruptions.constants import CONSTANTS
+from shiftnorm.data.corruptions.digital import through_jpeg
 
-DETERMINISTIC = [name for name, corruption in CORRUPTIONS.items() if corruption.draw_one is None]
-RANDOM = [name for name in CORRUPTIONS if name not in DETERMINISTIC]
-SEVERITIES = (1, 2, 3, 4, 5)
-
-
-def stored(golden: Path, name: str) -> dict[str, np.ndarray]:
-    file = golden / "corruptions" / f"{name}_cifar.npz"
-    if not file.exists():
-        pytest.skip(f"{file} is not there")
-    with np.load(file) as arrays:
-        return dict(arrays)
-
-
-def channels_first(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(images).movedim(-1, -3).contiguous()
+NAMES = [name for name in CORRUPTIONS if name != "frost"]  # which needs photographs
+RANDOM = [name for name in NAMES if CORRUPTIONS[name].random]
+DETERMINISTIC = {
+    *("defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression", "saturate"),
+    "gaussian_blur",
+}
 
 
 def photographs(n: int, size: int = 32) -> Tensor:
@@ -38,179 +38,173 @@ def photographs(n: int, size: int = 32) -> Tensor:
     return images.to(torch.uint8)
 
 
-def assert_same_pixels(ours: Tensor, expected: Tensor, exact: float) -> None:
-    difference = (ours.int() - expected.int()).abs()
-    assert difference.max() <= 1
-    assert (difference == 0).double().mean() >= exact
+def test_the_names() -> None:
+    assert len(COMMON) == 15 and len(EXTRA) == 4 and not set(COMMON) & set(EXTRA)
+    assert set(COMMON + EXTRA) == set(CONSTANTS)
+    assert set(CORRUPTIONS) == {*COMMON, *EXTRA, "glass_blur_swap", "frost_procedural"}
+    assert DETERMINISTIC == set(NAMES) - set(RANDOM)
+    assert {CORRUPTIONS[name].group for name in NAMES} == {"noise", "blur", "weather", "digital"}
+    for name, corruption in CORRUPTIONS.items():
+        assert corruption.name == name
+        assert tuple(corruption.constants) == CONSTANT_SETS
+        assert all(len(constants) == len(SEVERITIES) for constants in corruption.constants.values())
 
 
-@pytest.mark.parametrize("severity", SEVERITIES)
-@pytest.mark.parametrize("name", DETERMINISTIC)
-def test_golden_deterministic(golden: Path, name: str, severity: int) -> None:
-    expected = channels_first(stored(golden, name)["out"][severity - 1])
-    clean = channels_first(stored(golden, "clean")["images"][: len(expected)])
-    assert_same_pixels(corrupt(clean, name, severity), expected, exact=0.997)
-    # Single precision made from the same levels gives the same pixels.
-    assert_same_pixels((corrupt(clean.float() / 255, name, severity) * 255).round(), expected, exact=0.997)
+def test_constants_that_are_computed() -> None:
+    counts = {"cifar32": [7, 12, 16, 21, 26], "imagenet224": [12, 16, 11, 13, 11]}
+    lasts = {"cifar32": [1.06, 1.11, 1.15, 1.20, 1.25], "imagenet224": [1.11, 1.15, 1.20, 1.24, 1.30]}
+    for name in counts:
+        factors = CONSTANTS["zoom_blur"][name]
+        assert [len(each) for each in factors] == counts[name]
+        assert [each[-1] for each in factors] == pytest.approx(lasts[name])
+        assert all(each[0] == 1 for each in factors)
+    assert CONSTANTS["elastic_transform"]["imagenet224"][0] == pytest.approx((488, 170.8, 24.4))
+    assert CONSTANTS["elastic_transform"]["cifar32"][1] == pytest.approx((1.6, 6.4, 2.24))
+    # Severity 5 of one set differs from the other large sets.
+    assert [CONSTANTS["saturate"][name][4] for name in CONSTANT_SETS] == [(2.5, 0.2), (30, 0.2), (20, 0.2), (20, 0.2)]
 
 
-def golden_draw(arrays: dict[str, np.ndarray], name: str, severity: int, image: int) -> Tensor:
-    """The draws of one image in our form: channels first, standard normal, unit uniform."""
-    prefix = f"draw.s{severity}.i{image}."
-    draws = [arrays[key] for key in sorted(arrays) if key.startswith(prefix)]
-    constant = CORRUPTIONS[name].constants[severity - 1]
-    if name == "fog":
-        decay = constant[1]
-        return torch.from_numpy(np.concatenate([d.ravel() * decay ** (i // 3) / 100 for i, d in enumerate(draws)]))
-    if name == "motion_blur":
-        return torch.from_numpy(draws[0])
-    moved = torch.stack([channels_first(draw.astype(np.float64)) for draw in draws]).squeeze(0)
-    return moved / constant if name == "gaussian_noise" else moved
+def test_choose_corruptions() -> None:
+    procedural = tuple("frost_procedural" if name == "frost" else name for name in COMMON)
+    assert choose_corruptions("common") == procedural
+    assert choose_corruptions("common", frost_dir="photos") == COMMON
+    assert choose_corruptions("all") == procedural + EXTRA
+    assert choose_corruptions("fog") == ("fog",)
+    assert choose_corruptions(["frost", "glass_blur_swap"]) == ("frost", "glass_blur_swap")
+    for which, message in (
+        ("comon", "unknown corruption 'comon'; did you mean one of common"),
+        (["fog", "snwo"], "did you mean one of snow"),
+        ([], r"expected names, each once, got \(\)"),
+        (["fog", "fog"], "each once, got"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            choose_corruptions(which)
 
 
-@pytest.mark.parametrize("severity", SEVERITIES)
-@pytest.mark.parametrize("name", RANDOM)
-def test_golden_random_with_the_stored_draws(golden: Path, name: str, severity: int) -> None:
-    arrays = stored(golden, name)
-    expected = channels_first(arrays["exact_out"][severity - 1])
-    clean = channels_first(stored(golden, "clean")["images"][: len(expected)]).double() / 255
-    draw = torch.stack([golden_draw(arrays, name, severity, image) for image in range(len(expected))])
-    assert_same_pixels(quantise(CORRUPTIONS[name](clean, severity, draw)), expected, exact=0.995)
-
-
-@pytest.mark.parametrize("severity", SEVERITIES)
-@pytest.mark.parametrize("name", RANDOM)
-def test_golden_random_in_distribution(golden: Path, name: str, severity: int) -> None:
-    arrays = stored(golden, name)
-    clean = channels_first(stored(golden, "clean")["images"])
-    residual = (corrupt(clean, name, severity, seed=0).double() - clean.double()).flatten(1)
-    expected = torch.from_numpy(arrays["mse"][severity - 1])
-    # Both are means over the same images with other draws: they differ by a few standard errors of that difference.
-    difference = residual.square().mean(1) - expected
-    assert difference.mean().abs() < 4.5 * difference.std() / len(clean) ** 0.5
-    bias = residual.mean(1) - torch.from_numpy(arrays["res_mean_rgb"][severity - 1]).mean(1)
-    assert bias.mean().abs() < 4.5 * bias.std() / len(clean) ** 0.5
-
-
-def test_golden_motion_blur_against_16_bit_ramps(golden: Path) -> None:
-    file = golden / "corruptions" / "motion_blur_impulse.npz"
-    if not file.exists():
-        pytest.skip(f"{file} is not there")
-    with np.load(file) as arrays:
-        ramp = torch.from_numpy(arrays["ramp_in"].astype(np.float64))
-        expected = torch.from_numpy(arrays["ramp_out"].astype(np.float64))
-        settings = arrays["ramp_radius_sigma_angle"]
-    for (radius, sigma, angle), out in zip(settings, expected, strict=True):
-        blur = Corruption(
-            ((radius, sigma),) * 5, CORRUPTIONS["motion_blur"].arithmetic, CORRUPTIONS["motion_blur"].draw_one
-        )
-        got = blur(ramp[None, None], 1, torch.tensor([angle], dtype=torch.float64))
-        # Taps below a millionth are left out, which is far below a level of 8 bits (257 of these units).
-        torch.testing.assert_close(got[0, 0], out, rtol=0, atol=1.5)
-
-
-@pytest.mark.parametrize("name", CORRUPTIONS)
-def test_every_severity_changes_more(name: str) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_every_severity_changes_something_and_nothing_in_place(name: str) -> None:
     clean = photographs(6)
     before = clean.clone()
-    harm = [(corrupt(clean, name, s, seed=0).int() - clean.int()).square().double().mean().item() for s in SEVERITIES]
+    harm = [(corrupt(clean, name, s).int() - clean.int()).square().double().mean().item() for s in SEVERITIES]
     assert torch.equal(clean, before)
-    assert harm[0] > 0
+    assert min(harm) > 0
     if name == "saturate":
         # Severities 1 and 2 take colour away, 3 to 5 add it.
         assert harm[0] < harm[1] and harm[2] < harm[3] < harm[4]
-    elif name in ("pixelate", "motion_blur", "fog"):
-        assert harm[0] < harm[4]
+    elif name == "elastic_transform":
+        # The set for 32 pixels is hardest at severity 1, as published.
+        assert harm[0] > harm[4]
     else:
-        assert harm == sorted(harm)
+        assert harm[0] < harm[4]
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
-def test_independent_of_the_batch_and_repeatable(name: str) -> None:
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("constants", ["cifar32", "imagenet224"])
+def test_independent_of_batch_order_and_chunks(name: str, constants: str, monkeypatch: pytest.MonkeyPatch) -> None:
     clean = photographs(7)
-    whole = corrupt(clean, name, 3, seed=5)
-    assert torch.equal(whole, corrupt(clean, name, 3, seed=5))
-    parts = [corrupt(clean[i : i + 3], name, 3, seed=5, start=i) for i in range(0, 7, 3)]
+    whole = corrupt(clean, name, 3, seed=5, constants=constants)
+    parts = [corrupt(clean[i : i + 3], name, 3, seed=5, start=i, constants=constants) for i in range(0, 7, 3)]
     assert torch.equal(whole, torch.cat(parts))
-
-
-def test_independent_of_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    clean = photographs(5)
-    whole = {name: corrupt(clean, name, 4) for name in CORRUPTIONS}
-    monkeypatch.setattr("shiftnorm.data.corruptions.ELEMENTS_PER_CHUNK", 2 * clean[0].numel())
-    for name, expected in whole.items():
-        assert torch.equal(corrupt(clean, name, 4), expected), name
+    order = torch.tensor([4, 0, 6, 1])
+    assert torch.equal(whole[order], corrupt(clean[order], name, 3, seed=5, indices=order, constants=constants))
+    monkeypatch.setattr("shiftnorm.data.corruptions.CPU_ELEMENTS", 2 * clean[0].numel())
+    assert torch.equal(whole, corrupt(clean, name, 3, seed=5, constants=constants))
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_seeds_severities_and_positions_draw_differently(name: str) -> None:
+def test_seeds_severities_and_images_draw_differently(name: str) -> None:
     clean = photographs(1).expand(2, -1, -1, -1)
     out = corrupt(clean, name, 5, seed=0)
     assert not torch.equal(out[0], out[1])
     assert not torch.equal(out, corrupt(clean, name, 5, seed=1))
-    draw = [CORRUPTIONS[name].draw(clean[:1].double() / 255, 50, [torch.Generator().manual_seed(s)]) for s in (1, 2)]
-    assert draw[0] is not None and draw[1] is not None
-    assert not torch.equal(draw[0], draw[1])
+    assert torch.equal(out[1:], corrupt(clean[:1], name, 5, indices=[1]))
 
 
-def test_generator_gives_a_new_result_each_time_and_leaves_the_global_state_alone() -> None:
-    clean, state = photographs(2), torch.get_rng_state()
-    runs = []
-    for _ in range(2):
-        generator = torch.Generator().manual_seed(3)
-        runs.append([corrupt(clean, "gaussian_noise", 2, generator=generator) for _ in range(2)])
-    assert torch.equal(runs[0][0], runs[1][0]) and torch.equal(runs[0][1], runs[1][1])
-    assert not torch.equal(runs[0][0], runs[0][1])
+def checksums(names: list[str]) -> dict[str, int]:
+    torch.set_num_threads(1)
+    return {name: zlib.crc32(corrupt(photographs(3), name, 4, seed=9).numpy().tobytes()) for name in names}
+
+
+def test_other_processes_and_global_state_make_no_difference() -> None:
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    here = checksums(RANDOM)
     assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(2)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(checksums, (RANDOM,)) == here
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_float_images_keep_their_dtype_and_agree_with_uint8(name: str, dtype: torch.dtype) -> None:
     levels = photographs(3)
-    out = corrupt((levels.double() / 255).to(dtype), name, 3)
-    assert out.dtype == dtype
-    expected = corrupt(levels, name, 3)
-    tolerance = {torch.float64: 0, torch.float32: 0, torch.float16: 2, torch.bfloat16: 20}[dtype]
-    difference = ((out.double() * 255).round() - expected.double()).abs()
-    # Half precision moves the input by part of a level, which saturation and the Poisson counts amplify.
-    assert difference.median() <= tolerance / 2
-    assert difference.max() <= tolerance or dtype in (torch.float16, torch.bfloat16)
+    images = (levels.double() / 255).to(dtype)
+    before = images.clone()
+    out = corrupt(images, name, 3)
+    assert out.dtype == dtype and torch.equal(images, before)
+    # Half precision holds all 256 levels, the shorter one does not.
+    same = (images.double() * 255).round().to(torch.uint8)
+    assert torch.equal(same, levels) or dtype == torch.bfloat16
+    difference = (out.double() * 255 - corrupt(same, name, 3).double()).abs()
+    assert difference.max() <= {torch.bfloat16: 0.51, torch.float16: 0.07}.get(dtype, 1e-4)
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
-def test_other_sizes_black_white_grey_and_empty(name: str) -> None:
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("constants", CONSTANT_SETS)
+def test_other_sizes_black_white_and_empty(name: str, constants: str) -> None:
     for images in (
         photographs(2, 48)[:, :, :33],
         torch.zeros(1, 3, 8, 8).byte(),
-        torch.full((2, 3, 9, 20), 255).byte(),
+        torch.full((2, 3, 9, 40), 255).byte(),
     ):
-        out = corrupt(images, name, 5, constants="cifar32")
-        assert out.shape == images.shape and out.dtype == torch.uint8
-    grey = torch.full((1, 3, 32, 32), 0.5)
-    assert corrupt(grey, name, 5).isfinite().all()
-    assert corrupt(grey[:0], name, 5).shape == (0, 3, 32, 32)
+        for severity in (1, 5):
+            out = corrupt(images, name, severity, constants=constants)
+            assert out.shape == images.shape and out.dtype == torch.uint8
+    empty = torch.zeros(0, 3, 32, 32)
+    assert corrupt(empty, name, 5, constants=constants).shape == (0, 3, 32, 32)
 
 
-def test_channels_last_input() -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_formats_and_views(name: str) -> None:
+    clean = photographs(4)
+    expected = corrupt(clean, name, 2)
+    last = corrupt(clean.contiguous(memory_format=torch.channels_last), name, 2)
+    assert torch.equal(last, expected) and last.is_contiguous(memory_format=torch.channels_last)
+    wide = torch.zeros(4, 3, 32, 64, dtype=torch.uint8)
+    wide[..., ::2] = clean
+    assert torch.equal(corrupt(wide[..., ::2], name, 2), expected)
+
+
+def test_images_that_require_gradients() -> None:
+    images = (photographs(1).float() / 255).requires_grad_()
+    assert not corrupt(images, "contrast", 1).requires_grad
+
+
+def test_storage() -> None:
     clean = photographs(2)
-    for name in CORRUPTIONS:
-        ours = corrupt(clean.contiguous(memory_format=torch.channels_last), name, 2)
-        assert torch.equal(ours, corrupt(clean, name, 2)), name
+    plain = corrupt(clean, "contrast", 1)
+    assert torch.equal(plain, corrupt(clean, "contrast", 1, storage="none"))
+    assert torch.equal(through_jpeg(plain, 85), corrupt(clean, "contrast", 1, storage="jpeg85"))
+    for constants in ("tiny64", "imagenet224", "inception299"):
+        stored = corrupt(clean, "contrast", 1, constants=constants)
+        made = corrupt(clean, "contrast", 1, constants=constants, storage="none")
+        assert torch.equal(stored, through_jpeg(made, 85)) and not torch.equal(stored, made)
+
+
+def test_truncation_keeps_whole_levels() -> None:
+    levels = torch.arange(256)
+    for dtype in (torch.float32, torch.float64):
+        assert torch.equal(truncate(levels.to(dtype) / 255).long(), levels)
+        assert torch.equal(truncate((levels.to(dtype) + 0.999) / 255).long(), levels)
 
 
 GOOD = torch.zeros(1, 3, 32, 32)
 ERRORS = [
-    (
-        (GOOD, "gausian_noise", 1),
-        {},
-        ValueError,
-        r"unknown corruption 'gausian_noise'; did you mean one of gaussian_noise",
-    ),
+    ((GOOD, "gausian_noise", 1), {}, ValueError, "unknown corruption 'gausian_noise'; did you mean one of gaussian_no"),
     ((GOOD, "zzz", 1), {}, ValueError, "one of gaussian_noise, shot_noise, .*saturate"),
     ((GOOD, "fog", 0), {}, ValueError, "severity must be 1, 2, 3, 4 or 5, got 0"),
     ((GOOD, "fog", 6), {}, ValueError, "got 6"),
-    ((GOOD, "fog", 2.5), {}, ValueError, "got 2.5"),
     ((GOOD, "fog", 2.0), {}, ValueError, "got 2.0"),
     ((GOOD, "fog", True), {}, ValueError, "got True"),
     ((GOOD * torch.nan, "fog", 1), {}, ValueError, "without NaN"),
@@ -219,10 +213,14 @@ ERRORS = [
     ((GOOD.long(), "fog", 1), {}, TypeError, "uint8 or float .* got torch.int64"),
     ((GOOD[:, :1], "fog", 1), {}, ValueError, r"must be RGB.* got \(1, 1, 32, 32\)"),
     ((GOOD[0], "fog", 1), {}, ValueError, r"got \(3, 32, 32\)"),
-    ((GOOD[..., :4], "fog", 1), {"constants": "cifar32"}, ValueError, "sides of at least 8"),
-    ((GOOD[..., :30], "fog", 1), {}, ValueError, "no set of constants .* 32x30; .*constants='cifar32'"),
-    ((GOOD, "fog", 1), {"constants": "imagenet"}, ValueError, "constants must be one of cifar32, got 'imagenet'"),
-    ((GOOD, "fog", 1), {"seed": 1, "generator": torch.Generator()}, ValueError, "both a seed and a generator"),
+    ((GOOD[..., :4], "fog", 1), {}, ValueError, "sides of at least 8"),
+    ((GOOD, "fog", 1), {"constants": "imagenet"}, ValueError, "constants must be one of cifar32, .* got 'imagenet'"),
+    ((GOOD, "fog", 1), {"storage": "png"}, ValueError, "storage must be one of default, jpeg85, none, got 'png'"),
+    ((GOOD, "fog", 1), {"start": 3, "indices": [3]}, ValueError, "both start and indices"),
+    ((GOOD, "fog", 1), {"indices": [3, 4]}, ValueError, r"one whole number for each of the 1 images, .* \(2,\)"),
+    ((GOOD, "fog", 1), {"indices": [0.5]}, ValueError, "got torch.float32"),
+    ((GOOD, "frost", 1), {}, ValueError, "frost_dir.*frost_procedural"),
+    ((GOOD, "frost", 1), {"frost_dir": "/nowhere"}, FileNotFoundError, "missing in /nowhere"),
 ]
 
 
@@ -234,14 +232,15 @@ def test_errors(
         corrupt(*arguments, **options)  # type: ignore[arg-type]  (wrong on purpose)
 
 
-def test_a_random_corruption_without_a_draw_says_so() -> None:
-    with pytest.raises(ValueError, match="needs a draw"):
-        CORRUPTIONS["fog"](GOOD, 1)
+def test_constants_of_an_unknown_set() -> None:
+    with pytest.raises(KeyError, match="fog: no constants named 'coco'; there are cifar32"):
+        CORRUPTIONS["fog"].constant("coco", 1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_gives_the_same_pixels() -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_cuda_gives_the_same_pixels(name: str) -> None:
     clean = photographs(4)
-    for name in CORRUPTIONS:
-        difference = corrupt(clean.cuda(), name, 3).cpu().int() - corrupt(clean, name, 3).int()
-        assert (difference != 0).double().mean() < 0.01 and difference.abs().max() <= 1, name
+    difference = corrupt(clean.cuda(), name, 3).cpu().int() - corrupt(clean, name, 3).int()
+    # Spatter and glass decide by thresholds, where the last bit of a float may turn a pixel.
+    assert (difference.abs() > 1).double().mean() < 0.01

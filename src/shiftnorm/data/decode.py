@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -15,6 +20,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+# The EXIF tag of the camera's orientation, and its values that exchange width and height.
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
+# What a complete file ends with, and how many of its last bytes to look through.
+ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND", "GIF": b";"}
+TAIL = 32
 
 
 class UnreadableImage(ValueError):
@@ -26,9 +36,7 @@ def import_pillow() -> ModuleType:
     try:
         import PIL.Image
     except ImportError as error:
-        raise ImportError(
-            "load_folder needs Pillow to decode images; install it with: pip install 'shiftnorm[train]'"
-        ) from error
+        raise ImportError("decoding images needs Pillow; install it with: pip install 'shiftnorm[train]'") from error
     return PIL.Image
 
 
@@ -48,16 +56,10 @@ def _to_rgb(image: Image) -> Image:
     return image.convert("RGB")
 
 
-def decode_image(path: Path) -> Image:
-    """Return the first frame of an image file as RGB, upright, transparency on white, 16 bits scaled to 8.
-
-    Raises:
-        UnreadableImage: the file is missing, empty, truncated, no image, too large, not permitted to be read, or of a
-            mode without a known range.
-    """
+@contextmanager
+def _explained(path: Path) -> Iterator[ModuleType]:
+    """Turn whatever decoding a damaged file raises into the reason why it cannot be read."""
     pillow = import_pillow()
-    from PIL import ImageOps
-
     try:
         with warnings.catch_warnings():
             # Pillow also warns about odd metadata, which does not matter; above its size limit it must refuse.
@@ -65,8 +67,7 @@ def decode_image(path: Path) -> Image:
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
             if path.stat().st_size == 0:
                 raise UnreadableImage("the file is empty")
-            with pillow.open(path) as image:
-                return _to_rgb(ImageOps.exif_transpose(image))
+            yield pillow
     except UnreadableImage:
         raise
     except pillow.UnidentifiedImageError as error:
@@ -80,6 +81,80 @@ def decode_image(path: Path) -> Image:
     except Exception as error:
         # Decoders meet damaged files with almost any exception: OSError, SyntaxError, struct.error, zlib.error, …
         raise UnreadableImage(f"damaged or not supported ({error})") from error
+
+
+def decode_image(path: Path, *, as_stored: bool = False) -> Image:
+    """Return the first frame of an image file as RGB, upright, transparency on white, 16 bits scaled to 8.
+
+    Args:
+        path: the file.
+        as_stored: turn nothing upright and drop transparency, as torchvision's loader does and as the published
+            numbers of benchmark data sets were made.
+
+    Raises:
+        UnreadableImage: the file is missing, empty, truncated, no image, too large, not permitted to be read, or of a
+            mode without a known range.
+    """
+    with _explained(path) as pillow:
+        from PIL import ImageOps
+
+        with pillow.open(path) as image:
+            if as_stored and image.mode not in (*SIXTEEN_BIT, "F"):
+                return image.convert("RGB")
+            return _to_rgb(image if as_stored else ImageOps.exif_transpose(image))
+
+
+def inspect_image(path: Path, *, as_stored: bool = False) -> tuple[int, int]:
+    """Return (width, height) from an image's header, having looked for the damage that shows without decoding.
+
+    Finds missing, empty, forbidden, oversized and truncated files and files that are no images. Damage in the middle
+    of the data shows only when the image is decoded.
+
+    Raises:
+        UnreadableImage: as `decode_image`.
+    """
+    with _explained(path) as pillow, pillow.open(path) as image:
+        # Of the mode without a range too, which decoding would refuse.
+        suspicious = image.mode in ("I", "F")
+        size, kind = image.size, image.format
+        # Without the note in the header, Pillow would decode a whole PNG to look for it behind the pixels.
+        noted = kind != "PNG" or "exif" in image.info
+        if not as_stored and noted and image.getexif().get(ORIENTATION) in TURNED:
+            size = size[::-1]
+        if kind in ENDINGS:
+            with path.open("rb") as file:
+                file.seek(-min(path.stat().st_size, TAIL), os.SEEK_END)
+                suspicious |= ENDINGS[kind] not in file.read()
+    if suspicious:
+        # Some writers pad their files, so that a missing end mark is only a reason to look closer.
+        decode_image(path, as_stored=as_stored)
+    return size
+
+
+def jpeg_quality(path: Path) -> int | None:
+    """Return the quality a JPEG file was saved with, None for another format or tables of its own.
+
+    Raises:
+        UnreadableImage: as `decode_image`.
+    """
+    with _explained(path) as pillow, pillow.open(path) as image:
+        if image.format != "JPEG":
+            return None
+        return _qualities().get(tuple(tuple(table) for table in image.quantization.values()))
+
+
+@cache
+def _qualities() -> dict[tuple[tuple[int, ...], ...], int]:
+    """Return the quality for every pair, or one, of libjpeg's quantisation tables."""
+    pillow = import_pillow()
+    found: dict[tuple[tuple[int, ...], ...], int] = {}
+    for mode in ("RGB", "L"):
+        for quality in range(1, 101):
+            buffer = io.BytesIO()
+            pillow.new(mode, (8, 8)).save(buffer, "JPEG", quality=quality)
+            with pillow.open(buffer) as image:
+                found[tuple(tuple(table) for table in image.quantization.values())] = quality
+    return found
 
 
 def fit_image(image: Image, size: int) -> Image:

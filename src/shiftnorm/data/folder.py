@@ -178,7 +178,7 @@ def load_folder(
         (('cat', 'dog'), 8, 2, ())
 
     Args:
-        path: a folder, or an archive (.tar, .tar.gz, .tar.xz, .tar.bz2).
+        path: a folder, or an archive (.tar, .tar.gz, .tar.xz, .tar.bz2, .zip).
         size: side of the images; the shorter side is scaled to it and the centre is cut out. None keeps the images as
             they are if all have one size, and takes 32 if they differ.
         test_fraction: part of each class to test on; not used where the folder has its own split.
@@ -214,7 +214,7 @@ def load_folder(
             f"{root}/CLASS/FILE, or an archive"
         )
     # The archive's name without its endings, or the folder's.
-    name = root.resolve().name.split(".tar")[0]
+    name = root.resolve().name.split(".tar")[0].removesuffix(".zip")
     if not root.is_dir():
         if not root.name.lower().endswith(SUFFIXES):
             raise NotADirectoryError(

@@ -12,7 +12,7 @@ from shiftnorm.data import ImageSet
 from shiftnorm.data.corruptions import corrupt
 from shiftnorm.evaluate.metrics import error
 
-# The strengths of CIFAR-10-C, whatever the size: records name the size, and no other set is there yet.
+# The strengths of CIFAR-10-C, whatever the size: records name the size.
 CONSTANTS: Final = "cifar32"
 
 
