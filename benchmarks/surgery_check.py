@@ -124,8 +124,11 @@ class Trial:
         self.compare(result, "after revert")
 
     def judge(self, result: Outcome, model: nn.Module, report: Report) -> None:
+        assert report.movement is not None
         name = result.placement.partition("@")[0]
-        if name in PRESERVING and not result.kept:
+        # In float32 rounding alone can pass the report's limit in a net of a hundred layers.
+        rounding = self.x.dtype == torch.float32 and report.movement.max <= 0.01 * report.movement.spread
+        if name in PRESERVING and not (result.kept or rounding):
             result.silent.append(f"the function moved by {result.max_delta:.3g}")
         if name not in PRESERVING and len(report) and result.max_delta == 0:
             result.silent.append("nothing moved: the new norms take no part")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -67,6 +68,14 @@ class CorruptionCase:
 
 def channels_first(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).movedim(-1, -3).contiguous()
+
+
+def golden_file(directory: Path, name: str) -> Path:
+    """A file of ``directory`` or of its folder of corruptions; the test is skipped where it is not there."""
+    for folder in FOLDERS:
+        if (directory / folder / name).is_file():
+            return directory / folder / name
+    pytest.skip(f"{name} is not in {directory}")
 
 
 def find_corruption_cases(directory: Path) -> list[Path]:

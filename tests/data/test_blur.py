@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from golden_corruptions import golden_file
 from shiftnorm.data.corruptions import CORRUPTIONS
 from shiftnorm.data.corruptions.base import Corruption, truncate
 from shiftnorm.data.corruptions.blur import along_both, blur_levels, defocus_kernel, gaussian_matrix, lean, whole_levels
@@ -37,11 +38,11 @@ def result(corruption: Corruption, x: Tensor, constants: str, severity: int, sta
 @pytest.mark.parametrize(("variant", "constants"), [("cifar", "cifar32"), ("imagenet", "imagenet224")])
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_the_authors_pixels(golden: Path, name: str, variant: str, constants: str, severity: int) -> None:
-    file = golden / "corruptions" / f"{name}_{variant}.npz"
+    file = golden_file(golden, f"{name}_{variant}.npz")
     if not file.exists():
         pytest.skip(f"{file} is not there")
     expected = torch.from_numpy(np.load(file)["out"][severity - 1]).movedim(-1, 1)
-    clean = np.load(golden / "corruptions" / f"clean_{variant}.npz")["images"][: len(expected)]
+    clean = np.load(golden_file(golden, f"clean_{variant}.npz"))["images"][: len(expected)]
     x = torch.from_numpy(clean).movedim(-1, 1).float().contiguous() / 255
     ours = truncate(result(CORRUPTIONS[name], x, constants, severity))
     difference = (ours - expected).abs()

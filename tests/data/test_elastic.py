@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from golden_corruptions import golden_file
 from shiftnorm.data.corruptions import CORRUPTIONS
 from shiftnorm.data.corruptions.base import truncate
 from shiftnorm.data.corruptions.blur import along_both, gaussian_matrix
@@ -21,9 +22,9 @@ ELASTIC = CORRUPTIONS["elastic_transform"]
 
 @pytest.mark.parametrize("severity", (1, 2, 3, 4, 5))
 def test_the_authors_pixels(golden: Path, severity: int) -> None:
-    arrays = np.load(golden / "corruptions" / "elastic_transform_cifar.npz")
+    arrays = np.load(golden_file(golden, "elastic_transform_cifar.npz"))
     expected = torch.from_numpy(arrays["exact_out"][severity - 1]).movedim(-1, 1)
-    clean = np.load(golden / "corruptions" / "clean_cifar.npz")["images"][: len(expected)]
+    clean = np.load(golden_file(golden, "clean_cifar.npz"))["images"][: len(expected)]
     draws = [
         torch.from_numpy(np.stack([arrays[f"draw.s{severity}.i{i}.{k:02d}.uniform"] for i in range(len(expected))]))
         for k in range(3)

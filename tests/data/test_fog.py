@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from golden_corruptions import golden_file
 from shiftnorm.data import corrupt
 from shiftnorm.data.corruptions import SEVERITIES
 from shiftnorm.data.corruptions.base import truncate
@@ -57,11 +58,11 @@ def test_plasma_is_the_diamond_square_method(size: int, decay: float) -> None:
 @pytest.mark.parametrize("severity", SEVERITIES)
 @pytest.mark.parametrize("variant", SETS)
 def test_golden_with_the_authors_draws(golden: Path, variant: str, severity: int) -> None:
-    with np.load(golden / "corruptions" / f"fog_{variant}.npz") as z:
+    with np.load(golden_file(golden, f"fog_{variant}.npz")) as z:
         stored = {key: z[key] for key in ("exact_out", "out_mean", "out_std", "frac_changed", "meta")}
     assert json.loads(str(stored["meta"]))["seed"].startswith("np.random.seed(100000*(j+1)+1000*severity+i)")
     count = 32 if variant == "cifar" else 3
-    with np.load(golden / "corruptions" / f"clean_{variant}.npz") as z:
+    with np.load(golden_file(golden, f"clean_{variant}.npz")) as z:
         clean = torch.from_numpy(z["images"][:count]).movedim(-1, 1).contiguous()
     constant = FOG.constant(SETS[variant], severity)
     size = 1 << (clean.shape[-1] - 1).bit_length()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from golden_corruptions import golden_file
 from shiftnorm.data import corrupt
 from shiftnorm.data.corruptions import CORRUPTIONS, SEVERITIES
 from shiftnorm.data.corruptions.draws import Stream
@@ -140,9 +141,9 @@ def test_photographs_that_change_are_read_again(frost_dir: Path, photos: list[np
 
 def test_golden_crops_of_one_photograph_agree(golden: Path) -> None:
     """The stored outputs, crops of one photograph: some pixel values of the photograph explain all of them."""
-    with np.load(golden / "corruptions" / "frost_cifar.npz") as z:
+    with np.load(golden_file(golden, "frost_cifar.npz")) as z:
         stored = {key: z[key] for key in z.files if key.startswith("draw") or key == "exact_out"}
-    with np.load(golden / "corruptions" / "clean_cifar.npz") as z:
+    with np.load(golden_file(golden, "clean_cifar.npz")) as z:
         clean = torch.from_numpy(z["images"][:2]).movedim(-1, 1)
     values = torch.arange(256, dtype=torch.uint8)
     possible: dict[int, Tensor] = {}
@@ -208,11 +209,11 @@ def test_plates_are_tori_with_crystals() -> None:
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_golden_statistics_are_near(golden: Path, severity: int) -> None:
     """Not the same pictures, but the same strength."""
-    with np.load(golden / "corruptions" / "frost_cifar.npz") as z:
+    with np.load(golden_file(golden, "frost_cifar.npz")) as z:
         stored = {name: z[f"summary.{name}"][severity - 1] for name in ("out_mean", "out_std", "psnr", "frac_changed")}
         colour = {name: z[name][severity - 1].mean(0) for name in ("res_mean_rgb", "res_std_rgb")}
         power = z["power_mean"][severity - 1]
-    with np.load(golden / "corruptions" / "clean_cifar.npz") as z:
+    with np.load(golden_file(golden, "clean_cifar.npz")) as z:
         clean = torch.from_numpy(z["images"]).movedim(-1, 1).contiguous().repeat(4, 1, 1, 1)
     out = corrupt(clean, "frost_procedural", severity).double()
     residual = out - clean

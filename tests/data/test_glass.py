@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from golden_corruptions import golden_file
 from shiftnorm.data.corruptions import CORRUPTIONS
 from shiftnorm.data.corruptions.base import truncate
 from shiftnorm.data.corruptions.draws import Stream
@@ -57,8 +58,8 @@ def test_swaps_lose_no_pixel() -> None:
 
 @pytest.mark.parametrize("severity", (1, 2, 3, 4, 5))
 def test_the_authors_pixels(golden: Path, severity: int) -> None:
-    arrays = np.load(golden / "corruptions" / "glass_blur_cifar.npz")
-    clean = np.load(golden / "corruptions" / "clean_cifar.npz")["images"]
+    arrays = np.load(golden_file(golden, "glass_blur_cifar.npz"))
+    clean = np.load(golden_file(golden, "clean_cifar.npz"))["images"]
     corruption = CORRUPTIONS["glass_blur"]
     constant = corruption.constant("cifar32", severity)
     for i, expected in enumerate(arrays["exact_out"][severity - 1]):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from golden_corruptions import golden_file
 from shiftnorm.data.corruptions import CORRUPTIONS, motion
 from shiftnorm.data.corruptions.base import truncate
 from shiftnorm.data.corruptions.draws import Stream
@@ -23,7 +24,7 @@ def pixels(images: np.ndarray) -> Tensor:
 
 
 def test_impulse_responses_of_imagemagick(golden: Path) -> None:
-    arrays = np.load(golden / "corruptions" / "motion_blur_impulse.npz")
+    arrays = np.load(golden_file(golden, "motion_blur_impulse.npz"))
     for response, settings in zip(arrays["impulse_out"], arrays["impulse_radius_sigma_angle"], strict=True):
         radius, sigma, angle = settings.tolist()
         weights, down, right = trail(radius, sigma, torch.tensor([angle]))
@@ -37,9 +38,9 @@ def test_impulse_responses_of_imagemagick(golden: Path) -> None:
 @pytest.mark.parametrize("severity", SEVERITIES)
 @pytest.mark.parametrize(("variant", "constants"), [("cifar", "cifar32"), ("imagenet", "imagenet224")])
 def test_the_authors_pixels_of_motion_blur(golden: Path, variant: str, constants: str, severity: int) -> None:
-    arrays = np.load(golden / "corruptions" / f"motion_blur_{variant}.npz")
+    arrays = np.load(golden_file(golden, f"motion_blur_{variant}.npz"))
     expected = pixels(arrays["exact_out"][severity - 1])
-    clean = pixels(np.load(golden / "corruptions" / f"clean_{variant}.npz")["images"][: len(expected)])
+    clean = pixels(np.load(golden_file(golden, f"clean_{variant}.npz"))["images"][: len(expected)])
     angles = [float(arrays[f"draw.s{severity}.i{i}.00.uniform"]) for i in range(len(expected))]
     corruption = CORRUPTIONS["motion_blur"]
     constant = corruption.constant(constants, severity)
@@ -50,9 +51,9 @@ def test_the_authors_pixels_of_motion_blur(golden: Path, variant: str, constants
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_the_authors_pixels_of_snow(golden: Path, severity: int) -> None:
-    arrays = np.load(golden / "corruptions" / "snow_cifar.npz")
+    arrays = np.load(golden_file(golden, "snow_cifar.npz"))
     expected = pixels(arrays["exact_out"][severity - 1])
-    clean = pixels(np.load(golden / "corruptions" / "clean_cifar.npz")["images"][: len(expected)])
+    clean = pixels(np.load(golden_file(golden, "clean_cifar.npz"))["images"][: len(expected)])
     grains = np.stack([arrays[f"draw.s{severity}.i{i}.00.normal"] for i in range(len(expected))])
     angles = [float(arrays[f"draw.s{severity}.i{i}.01.uniform"]) for i in range(len(expected))]
     corruption = CORRUPTIONS["snow"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from golden_corruptions import golden_file
 from shiftnorm.data import corrupt
 from shiftnorm.data.corruptions import SEVERITIES
 from shiftnorm.data.corruptions.base import truncate
@@ -112,10 +113,10 @@ def test_equalize_spreads_the_levels() -> None:
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_golden_with_the_authors_draws(golden: Path, severity: int) -> None:
-    with np.load(golden / "corruptions" / "spatter_cifar.npz") as z:
+    with np.load(golden_file(golden, "spatter_cifar.npz")) as z:
         stored = {key: z[key][severity - 1] for key in ("exact_out", "out_mean", "out_std", "mse", "frac_changed")}
         first = z[f"draw.s{severity}.i0.00.normal"]
-    with np.load(golden / "corruptions" / "clean_cifar.npz") as z:
+    with np.load(golden_file(golden, "clean_cifar.npz")) as z:
         clean = torch.from_numpy(z["images"]).movedim(-1, 1).contiguous()
     constant = SPATTER.constant("cifar32", severity)
     # numpy's generator, seeded as the stored outputs were.

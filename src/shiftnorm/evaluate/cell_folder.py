@@ -1,0 +1,169 @@
+"""A folder of finished cells, so that a sweep can stop at any moment and go on later."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, final
+
+from shiftnorm.evaluate.outcome import CellOutcome, read_metadata
+from shiftnorm.evaluate.record import read_json, write_json
+from shiftnorm.evaluate.result import RESULT_FILE
+
+__all__ = ["CellFolder", "read_cells"]
+
+_FORMAT: Final = "shiftnorm.cells/1"
+_IDENTITY: Final = "identity.json"
+_STALE_SECONDS: Final = 3600.0
+
+
+@final
+class CellFolder:
+    """The cells of one evaluation: ``identity.json`` says of which, ``cells/NAME-SEVERITY.safetensors`` hold them.
+
+    Each file appears whole or not at all. A folder belongs to one identity; another is refused, so that no two
+    evaluations mix and nothing is overwritten.
+
+    Example:
+        >>> import tempfile, torch
+        >>> folder = CellFolder(Path(tempfile.mkdtemp()) / "run", {"seed": 0})
+        >>> cell = CellOutcome.from_logits(torch.eye(2), torch.tensor([0, 0]))
+        >>> folder.write(("fog", 3), cell, {})
+        >>> folder.read(("fog", 3))[0].error, folder.read(("fog", 4))
+        (50.0, None)
+        >>> CellFolder(folder.path, {"seed": 1})
+        Traceback (most recent call last):
+        ...
+        ValueError: robustness: .../run holds another evaluation; seed was 0, now 1. ...
+
+    Args:
+        path: the folder, made if need be.
+        identity: what decides the cells' numbers, as plain data.
+
+    Raises: ValueError if the folder belongs to another identity, or holds results that are not from here.
+        NotADirectoryError if a file is in its place.
+    """
+
+    def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.identity = dict(identity)
+        self.remarks: list[str] = []
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"robustness: out must be a folder, {self.path} is a file.")
+        file = self.path / _IDENTITY
+        if file.is_file():
+            self._compare(read_json(file))
+        else:
+            taken = [name for name in (RESULT_FILE, "cells") if (self.path / name).exists()]
+            if taken:
+                raise ValueError(
+                    f"robustness: {self.path} has {' and '.join(taken)} but no {_IDENTITY}, so it is not known of "
+                    "which evaluation they are. Choose another folder for out."
+                )
+            write_json(file, {"format": _FORMAT, "identity": self.identity})
+        self._remove_stale()
+
+    def _compare(self, content: dict[str, Any]) -> None:
+        before = content.get("identity")
+        if content.get("format") != _FORMAT or not isinstance(before, dict):
+            raise ValueError(f"robustness: {self.path / _IDENTITY} is not from an evaluation. Choose another folder.")
+        changed = [
+            f"{key} was {_short(before.get(key))}, now {_short(self.identity.get(key))}"
+            for key in dict.fromkeys([*before, *self.identity])
+            if before.get(key) != self.identity.get(key)
+        ]
+        if changed:
+            raise ValueError(
+                f"robustness: {self.path} holds another evaluation; {'; '.join(changed)}. "
+                "Choose another folder for out, or go back to the same model, data and settings to go on with it."
+            )
+
+    def _remove_stale(self) -> None:
+        """Remove what a killed process began to write; a younger file may belong to one that still runs."""
+        for file in (self.path / "cells").glob(".*.tmp"):
+            if time.time() - file.stat().st_mtime > _STALE_SECONDS:
+                file.unlink(missing_ok=True)
+
+    def file(self, key: tuple[str, int]) -> Path:
+        """Where a cell is, or will be.
+
+        Example:
+            >>> import tempfile
+            >>> CellFolder(tempfile.mkdtemp(), {}).file(("fog", 3)).name
+            'fog-3.safetensors'
+        """
+        return self.path / "cells" / f"{key[0]}-{key[1]}.safetensors"
+
+    def read(self, key: tuple[str, int]) -> tuple[CellOutcome, dict[str, Any]] | None:
+        """A finished cell with its metadata; None if it is still to be measured.
+
+        A file that cannot be read, or is not of this cell, is set aside under a name with ``.damaged``, with a remark
+        in ``remarks``.
+
+        Example:
+            >>> import tempfile
+            >>> CellFolder(tempfile.mkdtemp(), {}).read(("fog", 3)) is None
+            True
+        """
+        file = self.file(key)
+        if not file.is_file():
+            return None
+        try:
+            metadata = read_metadata(file)
+            if metadata.get("cell") != list(key) or metadata.get("identity") != self.identity:
+                raise ValueError(f"{file.name} was made by another evaluation.")
+            return CellOutcome.from_file(file), metadata
+        except ValueError as fault:
+            aside = file.with_name(f"{file.name}.{time.time_ns()}.damaged")
+            file.rename(aside)
+            self.remarks.append(
+                f"{file.name} could not be used ({fault}) and was measured again; it is kept as {aside.name}."
+            )
+            return None
+
+    def write(self, key: tuple[str, int], outcome: CellOutcome, metadata: Mapping[str, Any]) -> None:
+        """Write a finished cell.
+
+        Example:
+            >>> import tempfile, torch
+            >>> folder = CellFolder(tempfile.mkdtemp(), {})
+            >>> folder.write(("fog", 1), CellOutcome.from_logits(torch.eye(2), torch.tensor([0, 0])), {"seconds": 2.0})
+            >>> folder.read(("fog", 1))[1]["seconds"]
+            2.0
+        """
+        outcome.to_file(self.file(key), {**metadata, "cell": list(key), "identity": self.identity})
+
+
+def read_cells(path: Path) -> dict[tuple[str, int], CellOutcome]:
+    """All cells of a folder by (corruption, severity).
+
+    Example:
+        >>> import tempfile, torch
+        >>> folder = CellFolder(tempfile.mkdtemp(), {})
+        >>> folder.write(("fog", 1), CellOutcome.from_logits(torch.eye(2), torch.tensor([0, 0])), {})
+        >>> list(read_cells(folder.path))
+        [('fog', 1)]
+
+    Args:
+        path: the folder with ``cells/``.
+
+    Raises:
+        FileNotFoundError: if it has no cells.
+        ValueError: if one is damaged.
+    """
+    found: dict[tuple[str, int], CellOutcome] = {}
+    for file in sorted((path / "cells").glob("*.safetensors")):
+        name, severity = read_metadata(file).get("cell", (None, None))
+        if isinstance(name, str) and isinstance(severity, int):
+            found[name, severity] = CellOutcome.from_file(file)
+    if not found:
+        raise FileNotFoundError(f"robustness: no cells in {path / 'cells'}.")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    if isinstance(value, str) and len(value) == 64:
+        text = f"{value[:8]}…"
+    return text if len(text) <= 200 else f"{text[:200]}…"
