@@ -32,7 +32,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not cases:
         absent = pytest.mark.skip(reason=f"no golden layers in {directory}; give a folder with --golden DIR")
         # A folder that was asked for and is empty or not there is a failure; one of networks only is none.
-        marks = [absent] if given is None and not directory.exists() or any(directory.rglob("*.npz")) else []
+        marks = [absent] if (given is None and not directory.exists()) or any(directory.rglob("*.npz")) else []
         cases = [pytest.param(directory, id="golden-none", marks=marks)]
     metafunc.parametrize("golden_path", cases)
 

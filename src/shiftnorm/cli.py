@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import inspect
-import signal
+import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
+from shiftnorm.cli_corrupt import add_corrupt_verb, stopping_politely
+from shiftnorm.cli_evaluate import add_evaluate_verbs
 from shiftnorm.cli_surgery import add_surgery_verbs, add_verb
 
 # What a verb needs beyond the core install: import name to distribution, all of the extra [train].
@@ -19,6 +21,12 @@ _TRAIN = {
     "jinja2": "jinja2",
     "yaml": "pyyaml",
     "tqdm": "tqdm",
+    "safetensors": "safetensors",
+}
+_KEPT = {
+    "compare": "Finished runs are kept",
+    "evaluate": "Finished cells are kept",
+    "corrupt": "Finished files are kept",
 }
 
 
@@ -37,13 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _make_parser()
     options = parser.parse_args(arguments)
+    # as a reader of a report can repeat it, without the place of the program on this machine
+    options.command = shlex.join(["shiftnorm", *(sys.argv[1:] if arguments is None else arguments)])
     if options.verb is None:
         parser.print_help()
         return 2
     try:
         return options.run(options)
     except KeyboardInterrupt:
-        kept = " Finished runs are kept: the same command continues from them." if options.verb == "compare" else ""
+        kept = f" {_KEPT[options.verb]}: the same command continues from there." if options.verb in _KEPT else ""
         print(f"\nInterrupted.{kept}", file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -69,7 +79,8 @@ def _make_parser() -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  shiftnorm compare --data DIR\n"
         "  shiftnorm convert timm/resnet50 --pretrained --with ibn_a --out resnet50_ibn_a.safetensors\n"
-        "  shiftnorm describe resnet50_ibn_a.safetensors",
+        "  shiftnorm describe resnet50_ibn_a.safetensors\n"
+        "  shiftnorm evaluate torchvision/resnet50 --pretrained --data imagenet --root DIR --split val",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(debug=False)
@@ -130,6 +141,8 @@ def _make_parser() -> argparse.ArgumentParser:
     recipes.add_argument("name", nargs="?", help="the recipe to show")
     recipes.set_defaults(run=_recipes)
 
+    add_evaluate_verbs(verbs, common)
+    add_corrupt_verb(verbs, common)
     add_surgery_verbs(verbs, common)
     return parser
 
@@ -157,21 +170,13 @@ def _compare(options: argparse.Namespace) -> int:
         )
         if getattr(options, name) is not None
     }  # fmt: skip
-    # Ending the program politely, as a scheduler does, is the same as Ctrl-C: finished runs are kept.
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
+    with stopping_politely():
         result = compare(recipe.changed(**overrides), data_dir=options.data, out_dir=options.out, debug=options.debug)
-    finally:
-        signal.signal(signal.SIGTERM, before)
     print(f"\n{result.table}\nReport: {result.report}")
     if result.failed:
         print(f"shiftnorm: {len(result.failed)} of {len(result.records)} runs failed, see above.", file=sys.stderr)
         return 1
     return 0
-
-
-def _interrupt(*_: Any) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _list_norms(options: argparse.Namespace) -> int:

@@ -30,6 +30,7 @@ from shiftnorm.evaluate.sweep import CONSTANTS
 from shiftnorm.evaluate.table import Row, build_rows, to_markdown
 from shiftnorm.evaluate.timing import StepTime, time_steps
 from shiftnorm.recipe import CompareRecipe
+from shiftnorm.trained import FOLDER, write_network
 from shiftnorm.training import Data, load_data, make_step, train_and_evaluate
 from shiftnorm.variants import REFERENCE, VARIANTS
 from shiftnorm.workers import Job, Outcome, run_jobs
@@ -71,9 +72,10 @@ def compare(
 ) -> Comparison:
     """Train every norm with every seed, evaluate each under corruptions, and write records and a report.
 
-    Finished runs are found again by the digest of all that decides their numbers and are not repeated; failed ones are.
-    Nothing in the directory is deleted. With worker processes, a script must call this under
-    ``if __name__ == "__main__":``, as always with the spawn method.
+    The trained network of every run is kept in ``networks/``, where ``shiftnorm evaluate`` finds it. Finished runs are
+    found again by the digest of all that decides their numbers and are not repeated; failed ones are. Nothing in the
+    directory is deleted. With worker processes, a script must call this under ``if __name__ == "__main__":``, as always
+    with the spawn method.
 
     Example:
         >>> import tempfile
@@ -121,6 +123,11 @@ def compare(
 
     def finish(job: Job, outcome: Outcome) -> None:
         key, path = paths[job]
+        results = dict(outcome.results)
+        network = results.pop("network", None)
+        if network is not None:
+            # before the record, which says that the run is finished
+            write_network(out / FOLDER / f"{path.stem}.safetensors", network)
         records[job] = Record(
             key=key,
             norm=job.norm,
@@ -132,7 +139,7 @@ def compare(
             versions=versions,
             machine=machine,
             finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **outcome.results,
+            **results,
         )
         write_record(path, records[job])
         if outcome.trace and debug:

@@ -18,6 +18,7 @@ from shiftnorm.data import ImageSet, digits_on_photos, load_folder
 from shiftnorm.evaluate.sweep import sweep
 from shiftnorm.recipe import CompareRecipe
 from shiftnorm.tasks import Batches, Classify
+from shiftnorm.trained import pack_network
 from shiftnorm.variants import build
 
 OnProgress = Callable[[float, str], object]
@@ -164,7 +165,7 @@ def train_and_evaluate(
             where there is a terminal.
 
     Returns:
-        The result fields of a `Record`.
+        The result fields of a `Record`; and ``"network"``, the content of a file that holds the network.
 
     Raises:
         ArithmeticError: if the loss stops being finite.
@@ -207,6 +208,23 @@ def train_and_evaluate(
         "parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
         "history": {"loss": task.epoch_losses},
         "durations": {"train_s": trained - start, "evaluate_s": time.perf_counter() - trained},
+        "network": pack_network(
+            task.model,
+            norm=norm,
+            seed=seed,
+            depth=recipe.depth,
+            widen_factor=recipe.widen_factor,
+            classes=data.train.classes,
+            mean=task.mean.flatten().tolist(),
+            std=task.std.flatten().tolist(),
+            images={
+                "name": data.train.name,
+                "sha256": data.sha256(),
+                "size": recipe.size,
+                "test_fraction": recipe.test_fraction,
+                "limit": recipe.limit,
+            },
+        ),
     }
 
 

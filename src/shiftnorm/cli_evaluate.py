@@ -1,0 +1,370 @@
+"""The verbs that measure models under corruption and compare what was found."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shiftnorm.cli_convert import SUFFIX, is_file, open_model
+from shiftnorm.cli_corrupt import (
+    add_corruption_options,
+    add_data_options,
+    named_corruptions,
+    open_images,
+    speaking_of_options,
+    stopping_politely,
+)
+from shiftnorm.cli_surgery import add_verb
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from shiftnorm.data import Dataset
+    from shiftnorm.evaluate.baselines import Baseline
+    from shiftnorm.evaluate.result import Result
+
+__all__ = ["add_evaluate_verbs"]
+
+_RANDOM = " (random weights)"
+NORMALIZATIONS = ("model", "imagenet", "half", "none", "bytes")
+_BASELINES = {"alexnet": "AlexNet", "alexnet-robustbench-5k": "AlexNet, RobustBench 5k"}
+
+
+def add_evaluate_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
+    """Add the verbs evaluate and report.
+
+    Example:
+        >>> parser = argparse.ArgumentParser()
+        >>> add_evaluate_verbs(parser.add_subparsers(), argparse.ArgumentParser(add_help=False))
+        >>> parser.parse_args(["evaluate", "timm/resnet18", "--data", "photos", "--limit", "5"]).limit
+        5
+
+    Args:
+        verbs: what ``add_subparsers`` returned.
+        common: a parser with the options that all verbs have.
+    """
+    evaluate = add_verb(
+        verbs,
+        common,
+        "evaluate",
+        help="measure a model on clean and corrupted images, with a report",
+        description="Measure a model's errors on clean images and under corruptions, with confidence intervals, and "
+        "write a report. Interrupted at any moment, the same command continues.",
+        examples=[
+            "evaluate torchvision/resnet50 --pretrained --data imagenet --root DIR --split val",
+            "evaluate timm/resnet18 --weights mine.pth --num-classes 7 --data photos --constants imagenet224",
+            "evaluate cnsn.safetensors --data photos --normalize imagenet --corruptions fog snow --limit 50",
+            "evaluate runs/compare-pets/CNSN-seed0 --data pets --baseline runs/batchnorm --out runs/cnsn",
+            "report runs/batchnorm runs/cnsn --out both.html",
+        ],
+    )
+    evaluate.usage = "shiftnorm evaluate MODEL --data DATA [options]"
+    evaluate.add_argument(
+        "model", metavar="MODEL", help=f"a {SUFFIX} file of ours, a run of `shiftnorm compare` (FOLDER/NORM-seedN), or "
+        "LIBRARY/NAME as `shiftnorm models` lists it"
+    )  # fmt: skip
+    evaluate.add_argument("--data", metavar="DATA", help="a folder or archive of images, or a data set's name")
+    evaluate.add_argument("--out", metavar="DIR", help="where results go (default: runs/evaluate-MODEL-DATA)")
+    evaluate.add_argument("--name", metavar="TEXT", help="what the report calls the model")
+    evaluate.add_argument(
+        "--baseline", metavar="NAME", help="for mCE: alexnet (of ImageNet-C), or the result of another model"
+    )
+    evaluate.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples of the intervals")
+
+    model = evaluate.add_argument_group("the model")
+    model.add_argument("--pretrained", action="store_true", help="the library's own weights, which it downloads")
+    model.add_argument("--weights", type=Path, metavar="FILE", help="fill the model from a checkpoint")
+    model.add_argument("--num-classes", type=int, metavar="N", help="outputs of a library's model")
+    model.add_argument(
+        "--normalize", nargs="+", metavar="HOW", default=["model"],
+        help=f"what its inputs are normalized by: {', '.join(NORMALIZATIONS)}, or six numbers, mean and std (default: "
+        "model, what the model says)",
+    )  # fmt: skip
+    model.add_argument(
+        "--allow-code", action="store_true", help="let MODEL be package.module:function, which is imported and run"
+    )
+    model.add_argument("--device", metavar="DEVICE", default="cpu", help="such as cuda (default: cpu)")
+    model.add_argument(
+        "--amp", nargs="?", const="default", choices=("default", "bfloat16", "float16"), help="run under autocast"
+    )
+    model.add_argument("--channels-last", action="store_true", help="that memory format")
+    model.add_argument("--batch-size", type=int, default=256, metavar="N", help="images per forward pass")
+
+    add_corruption_options(evaluate, constants="the set published for images of this size, if there is one")
+    add_data_options(evaluate)
+    evaluate.add_argument("--wnids", metavar="FILE", help="the classes behind the outputs, for ImageNet's relatives")
+    evaluate.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode images")
+    evaluate.set_defaults(run=_evaluate)
+
+    report = add_verb(
+        verbs,
+        common,
+        "report",
+        help="compare the results of several evaluations in one report",
+        description="Write one report of several evaluations; the others are compared with the first, image by image.",
+        examples=["report runs/batchnorm runs/cnsn", "report runs/*/result.json --out all.html --title 'All nets'"],
+    )
+    report.add_argument("results", nargs="+", metavar="RESULT", help="a folder of `shiftnorm evaluate`, or result.json")
+    report.add_argument(
+        "--out", type=Path, metavar="FILE.html", default=Path("report.html"),
+        help="the page; .md and .csv are written beside it (default: report.html)",
+    )  # fmt: skip
+    report.add_argument("--title", metavar="TEXT", help="of the page")
+    report.add_argument("--force", action="store_true", help="overwrite files that exist")
+    report.set_defaults(run=_report)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    _require("jinja2", "safetensors")
+    names = named_corruptions(options)
+    normalize = _normalization(options.normalize)
+    baseline = _baseline(options.baseline)
+    device = _device(options.device)
+    _check_model_options(options)
+    with warnings.catch_warnings():
+        # they are part of the result, which is printed
+        warnings.filterwarnings("ignore", category=UserWarning, module=__name__)
+        result, out = _measure(options, names, normalize, baseline, device)
+    from shiftnorm.evaluate.html_report import write_report
+
+    report = write_report(result, out / "report.html")
+    print(f"{result}\nReport: {report}")
+    return 0
+
+
+def _measure(
+    options: argparse.Namespace, names: tuple[str, ...], normalize: Any, baseline: Any, device: str
+) -> tuple[Result, Path]:
+    import torch
+
+    from shiftnorm.evaluate.robustness import robustness
+
+    # random weights are the same again when the command is repeated
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        model, name, about = _open(options)
+    dataset = _of_run(options, about) if about else None
+    if dataset is None:
+        if options.data is None:
+            raise ValueError("evaluate: expected --data, a folder of images or a data set's name, such as cifar10.")
+        dataset = open_images(options)
+    if about:
+        dataset = _match_classes(dataset, about["classes"])
+    if name.endswith(_RANDOM):
+        print("The weights are random: neither --pretrained nor --weights was given.", flush=True)
+    default = f"evaluate-{name}-{dataset.name}"
+    out = Path("runs", re.sub(r"[^\w.-]+", "-", default)) if options.out is None else Path(options.out)
+    with speaking_of_options(), stopping_politely():
+        result = robustness(
+            model,
+            dataset,
+            names,
+            options.severities,
+            options.seed,
+            normalize=normalize,
+            constants=options.constants,
+            storage=options.storage,
+            frost_dir=options.frost_dir,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            device=device,
+            amp=True if options.amp == "default" else options.amp,
+            channels_last=options.channels_last,
+            out=out,
+            baseline=baseline,
+            name=options.name or name,
+            bootstrap=options.bootstrap,
+            command=options.command,
+        )
+    return result, out
+
+
+def _require(*modules: str) -> None:
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(f'evaluate needs {", ".join(missing)}. Install with: pip install "shiftnorm[train]"')
+
+
+def _normalization(words: list[str]) -> Any:
+    if len(words) == 1 and words[0] in NORMALIZATIONS:
+        return words[0]
+    try:
+        numbers = [float(word) for word in words]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 6:
+        raise ValueError(
+            f"evaluate: expected --normalize {', '.join(NORMALIZATIONS)}, or six numbers (the mean of red, green and "
+            f"blue of images in [0, 1], then the std), got {' '.join(words)}."
+        )
+    return numbers[:3], numbers[3:]
+
+
+def _baseline(given: str | None) -> Baseline | Result | None:
+    from shiftnorm.evaluate.baselines import BASELINES
+    from shiftnorm.evaluate.result import Result
+
+    if given is None:
+        return None
+    if given.lower() in _BASELINES:
+        return BASELINES[_BASELINES[given.lower()]]
+    if not Path(given).exists():
+        raise FileNotFoundError(
+            f"evaluate: expected --baseline {', '.join(_BASELINES)}, or the folder or result.json of another "
+            f"evaluation, got {given}."
+        )
+    return Result.load(given)
+
+
+def _device(given: str) -> str:
+    import torch
+
+    try:
+        device = torch.device(given)
+    except RuntimeError as fault:
+        raise ValueError(f"evaluate: expected --device such as cpu, cuda or cuda:1, got {given!r}.") from fault
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"evaluate: there is no {given} here, only {torch.cuda.device_count()} CUDA devices; use cpu.")
+    return given
+
+
+def _check_model_options(options: argparse.Namespace) -> None:
+    if options.pretrained and options.weights:
+        raise ValueError("evaluate: expected --pretrained or --weights, got both.")
+    if options.weights is not None and not options.weights.is_file():
+        raise FileNotFoundError(f"evaluate: there is no file --weights {options.weights}.")
+    if options.bootstrap < 0 or options.batch_size < 1 or options.workers < 0:
+        raise ValueError("evaluate: expected --batch-size of at least 1, --bootstrap and --workers of at least 0.")
+    if options.out is not None and Path(options.out).is_file():
+        raise NotADirectoryError(f"evaluate: --out must be a folder, {options.out} is a file.")
+
+
+def _open(options: argparse.Namespace) -> tuple[nn.Module, str, dict[str, Any] | None]:
+    """The model, what to call it, and what is known of a run of a comparison."""
+    from shiftnorm.trained import find_network, is_network, load_network
+
+    found = find_network(options.model)
+    if found is not None and is_network(found):
+        _refuse_library_options(options, "a run of a comparison")
+        model, about = load_network(found)
+        return model, f"{about['norm']}, seed {about['seed']}", about
+    if Path(options.model).is_dir():
+        raise ValueError(
+            f"evaluate: {options.model} is a folder, but not one of `shiftnorm compare`; expected a {SUFFIX} file, a "
+            "run, or LIBRARY/NAME."
+        )
+    if is_file(options.model):
+        _refuse_library_options(options, "a file")
+        return open_model(options), Path(options.model).stem, None
+    model = open_model(options)
+    if options.weights:
+        from shiftnorm.surgery import load_weights
+
+        print(load_weights(model, options.weights))
+        return model, f"{options.model} ({options.weights.stem})", None
+    if options.pretrained or ":" in options.model:
+        return model, options.model, None
+    return model, f"{options.model}{_RANDOM}", None
+
+
+def _refuse_library_options(options: argparse.Namespace, what: str) -> None:
+    for name in ("pretrained", "weights", "num_classes"):
+        if getattr(options, name):
+            raise ValueError(
+                f"evaluate: --{name.replace('_', '-')} is for a model of a library; {options.model} is {what}, which "
+                "has it settled."
+            )
+
+
+def _of_run(options: argparse.Namespace, about: dict[str, Any]) -> Dataset | None:
+    """The images that a comparison held back, if the data are its own and nothing else is asked for."""
+    chosen = (options.split, options.preprocess, options.domain, options.root)
+    if any(value is not None for value in chosen) or (options.data is not None and not Path(options.data).exists()):
+        return None
+    if importlib.util.find_spec("lightning") is None:
+        return None
+    from shiftnorm.data import Dataset
+    from shiftnorm.recipe import load_recipe
+    from shiftnorm.training import load_data
+
+    known: dict[str, Any] = about["images"]
+    try:
+        recipe = load_recipe("compare-folder").changed(
+            **{key: known[key] for key in ("size", "test_fraction", "limit") if key in known}
+        )
+        data = load_data(recipe, None if options.data is None else Path(options.data))
+    except (ValueError, OSError):
+        return None  # the images are read, or refused with the reason, as those of any other data
+    if data.sha256() != known.get("sha256"):
+        return None
+    test = data.test
+    held = Dataset.of_images(test.name, test.images, test.labels, test.classes)
+    held = held if options.limit is None else held.limit(options.limit)
+    print(f"{len(held):,} images of {held.name} that the comparison held back.", flush=True)
+    return held
+
+
+def _match_classes(dataset: Dataset, classes: list[str]) -> Dataset:
+    """Let the labels point at the network's outputs, by the names of the classes."""
+    import torch
+
+    if list(dataset.classes) == classes or dataset.class_subset is not None:
+        return dataset
+    if strangers := [name for name in dataset.classes if name not in classes]:
+        raise ValueError(
+            f"evaluate: {dataset.name} has classes that the network was not trained on, such as {strangers[0]!r}; it "
+            f"knows {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}."
+        )
+    return replace(dataset, class_subset=torch.tensor([classes.index(name) for name in dataset.classes]))
+
+
+def _report(options: argparse.Namespace) -> int:
+    _require("jinja2", "safetensors")
+    from shiftnorm.evaluate.html_report import write_report
+    from shiftnorm.evaluate.paired_results import find_comparisons
+    from shiftnorm.evaluate.robustness_table import find_mismatches, label_results
+
+    out: Path = options.out
+    if out.suffix != ".html":
+        raise ValueError(f"report: expected --out to end in .html, got {out}.")
+    taken = [file for ending in (".html", ".md", ".csv") if (file := out.with_suffix(ending)).exists()]
+    if taken and not options.force:
+        raise FileExistsError(f"report: {taken[0]} exists already; --force overwrites it, or choose another --out.")
+    results = [_load(where) for where in options.results]
+    comparisons = find_comparisons(results)
+    write_report(results, out, title=options.title, comparisons=comparisons)
+    labels = label_results(results)
+    width = max(map(len, labels))
+    for place, (label, result) in enumerate(zip(labels, results, strict=True)):
+        line = f"{label:{width}}  clean {result.clean.error} %"
+        if result.mean_corruption_error is not None:
+            line += f", corrupted {result.mean_corruption_error} %"
+        found = comparisons[place].mean_corruption_error if place in comparisons else None
+        if found is not None:
+            line += f", against {labels[0]} {found}"
+        elif place:
+            reasons = find_mismatches(results[0], result) or ["the cells of one of them are gone"]
+            line += f", not compared with {labels[0]}: {'; '.join(reasons)}"
+        print(line)
+    print(f"Report: {out}")
+    return 0
+
+
+def _load(where: str) -> Result:
+    from shiftnorm.evaluate.result import RESULT_FILE, Result
+
+    path = Path(where)
+    if path.is_dir() and not (path / RESULT_FILE).is_file():
+        if (path / "records").is_dir():
+            raise ValueError(
+                f"report: {where} is a comparison, whose report is {path / 'report.html'}; evaluate its runs first: "
+                f"shiftnorm evaluate {path}/NORM-seedN --data DATA."
+            )
+        if (path / "cells").is_dir():
+            raise ValueError(f"report: {where} is an unfinished evaluation; repeat its command to finish it.")
+    return Result.load(path)
