@@ -82,6 +82,9 @@ class Trial:
     def start(self) -> None:
         self.model = trained(self.build(), self.x)
         self.expected = outputs_of(self.model, self.x)
+        # How far rounding alone moves the outputs: some nets of random weights amplify the last bit a billion times.
+        nudged = outputs_of(self.model, self.x * (1 + 8 * torch.finfo(self.x.dtype).eps))
+        self.sensitivity = (nudged - self.expected).abs().max().item()
         self.keys = list(self.model.state_dict())
         self.types = [type(module) for module in self.model.modules()]
         self.called = called_in(self.model, self.x)
@@ -126,9 +129,7 @@ class Trial:
     def judge(self, result: Outcome, model: nn.Module, report: Report) -> None:
         assert report.movement is not None
         name = result.placement.partition("@")[0]
-        # In float32 rounding alone can pass the report's limit in a net of a hundred layers.
-        rounding = self.x.dtype == torch.float32 and report.movement.max <= 0.01 * report.movement.spread
-        if name in PRESERVING and not (result.kept or rounding):
+        if name in PRESERVING and not result.kept and report.movement.max > 100 * self.sensitivity:
             result.silent.append(f"the function moved by {result.max_delta:.3g}")
         if name not in PRESERVING and len(report) and result.max_delta == 0:
             result.silent.append("nothing moved: the new norms take no part")
