@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import zlib
 
 import pytest
@@ -244,3 +245,9 @@ def test_cuda_gives_the_same_pixels(name: str) -> None:
     difference = corrupt(clean.cuda(), name, 3).cpu().int() - corrupt(clean, name, 3).int()
     # Spatter and glass decide by thresholds, where the last bit of a float may turn a pixel.
     assert (difference.abs() > 1).double().mean() < 0.01
+
+
+def test_corruptions_reach_other_processes() -> None:
+    for name, corruption in CORRUPTIONS.items():
+        again = pickle.loads(pickle.dumps(corruption))
+        assert again.name == name and dict(again.constants) == dict(corruption.constants)

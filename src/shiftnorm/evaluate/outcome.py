@@ -207,6 +207,7 @@ class CellOutcome:
         try:
             tensors = {name: getattr(self, name).contiguous() for name in _DTYPES}
             safetensors.save_file(tensors, temporary, metadata=header)
+            os.chmod(temporary, 0o666 & ~_umask())  # temporary files are made for their owner alone
             os.replace(temporary, path)
         finally:
             Path(temporary).unlink(missing_ok=True)
@@ -326,3 +327,9 @@ def _safetensors() -> Any:
     except ModuleNotFoundError:
         raise ModuleNotFoundError('CellOutcome files need safetensors: pip install "shiftnorm[train]"') from None
     return safetensors.torch
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

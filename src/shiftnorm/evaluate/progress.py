@@ -12,7 +12,7 @@ __all__ = ["Progress", "spell_seconds"]
 
 @final
 class Progress:
-    """Shows the images done and the time left: a bar where tqdm is installed, else a line for each cell.
+    """Shows the images done and the time left: on a terminal with tqdm a bar, else a line for each cell.
 
     Example:
         >>> progress = Progress(cells=2, images=10, stream=sys.stdout, bar=False)
@@ -26,7 +26,7 @@ class Progress:
         images: in each.
         done: cells that were finished before.
         shown: show anything at all.
-        bar: use tqdm; default: if it is installed.
+        bar: use tqdm; default: if it is installed and the stream is a terminal.
         stream: where to; default: standard error.
     """
 
@@ -45,10 +45,14 @@ class Progress:
         self._began = time.monotonic()
         self._cells, self._finished, self._before = cells, 0, done
         self._bar: Any = None
-        if shown and cells and (importlib.util.find_spec("tqdm") is not None if bar is None else bar):
+        if shown and cells and (self._wants_bar() if bar is None else bar):
             from tqdm import tqdm
 
             self._bar = tqdm(total=cells * images, unit="image", file=self._stream, smoothing=0.05, dynamic_ncols=True)
+
+    def _wants_bar(self) -> bool:
+        # A bar redraws its line, which fills logs and pipes.
+        return self._stream.isatty() and importlib.util.find_spec("tqdm") is not None
 
     def advance(self, images: int) -> None:
         """Count images that went through the model.

@@ -100,6 +100,9 @@ class Corruption:
         """
         return self.sample is not draw_nothing
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "constants": dict(self.constants)}  # read-only views do not pickle
+
     def constant(self, constants: str, severity: int) -> Any:
         """The strength at a severity.
 
