@@ -187,20 +187,21 @@ def main() -> None:
 
 
 def _read(path: Path, placements: Sequence[str]) -> dict[str, Any]:
+    command = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
     if path.is_file():
         record = json.loads(path.read_text())
         if record["placements"] == list(placements):
+            if commit not in record["commit"].split(", "):  # continued with other code: the record says so
+                record["commit"] += f", {commit}"
             return record
     import timm
     import torchvision
 
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
-    )
     return {
         "format": FORMAT,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
+        "commit": commit,
         "versions": {
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
