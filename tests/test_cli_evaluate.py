@@ -340,7 +340,14 @@ def test_interrupted_it_goes_on(pets, tmp_path, words, stop, begun, kept):
     call[4:4] = [str(pets)] if words[0] == "corrupt" else []
     call += ["--data", str(pets)] if words[0] == "evaluate" else []
     started = subprocess.Popen(
-        call, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        call,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite in the background has it ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "c" / begun).exists() and started.poll() is None and time.monotonic() < deadline:
