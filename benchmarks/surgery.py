@@ -177,6 +177,7 @@ def main() -> None:
     done = {row["model"] for row in record["rows"]}
     names = [name for name in names_of(options.suite) if fnmatch.fnmatch(name, options.models)]
     jobs = [(options.suite, name, options.placements) for name in names if name not in done]
+    record["planned"] = max(len(names), record.get("planned", 0))
     print(f"{len(names)} models, {len(done)} done before, {len(options.placements)} placements")
     start = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=8) as pool:

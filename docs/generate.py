@@ -140,8 +140,8 @@ def make_surgery_table() -> str:
         tried = [row for row in record["rows"] if row["outcome"] != "not run"]
         counts = Counter(row["outcome"] for row in tried)
         silent = [row for row in tried if row["silent"]]
-        cells = [len({row["model"] for row in tried}), len(tried), counts["converted"], counts["refused"]]
-        lines.append("| " + " | ".join([label, *(f"{n:,}" for n in (*cells, counts["failed"], len(silent)))]) + " |")
+        cells = [len(tried), counts["converted"], counts["refused"], counts["failed"], len(silent)]
+        lines.append("| " + " | ".join([label, _coverage(record), *(f"{n:,}" for n in cells)]) + " |")
         reasons.update(_reason_of(row) for row in tried if row["outcome"] == "refused")
         versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
         origins.setdefault(f"{record['date'][:10]}, commit {record['commit']}, {versions}", []).append(suite)
@@ -167,14 +167,23 @@ def make_surgery_table() -> str:
     return "\n\n".join(parts)
 
 
+def _coverage(record: dict[str, Any]) -> str:
+    """How many models were tried, and of how many where the run is not finished."""
+    models = {row["model"] for row in record["rows"]}
+    tried = {row["model"] for row in record["rows"] if row["outcome"] != "not run"}
+    planned = record.get("planned", len(models))
+    return f"{len(tried):,}" if planned <= len(models) else f"{len(tried):,} of {planned:,}"
+
+
 def make_surgery_summary() -> str:
     """One sentence: the silent failures of every suite."""
     parts: list[str] = []
     for suite, label in SUITES.items():
-        tried = [row for row in _rows_of(suite) if row["outcome"] != "not run"]
-        if tried:
-            silent, models = sum(bool(row["silent"]) for row in tried), len({row["model"] for row in tried})
-            parts.append(f"{silent:,} in {len(tried):,} conversions of {models:,} models ({label})")
+        record = _record_of(suite)
+        tried = [row for row in record["rows"] if row["outcome"] != "not run"] if record is not None else []
+        if record is not None and tried:
+            silent = sum(bool(row["silent"]) for row in tried)
+            parts.append(f"{silent:,} in {len(tried):,} conversions of {_coverage(record)} models ({label})")
         else:
             parts.append(f"not run yet ({label})")
     return f"Silent failures: {'; '.join(parts)}."
