@@ -45,7 +45,7 @@ PEER_IMAGES = {32: 8, 224: 2}
 PEER_PROGRAM = """
 import json, sys, time, warnings
 import numpy as np
-warnings.simplefilter("ignore")
+warnings.simplefilter("ignore")  # of the peer, about its own imports
 arrays, names, result = np.load(sys.argv[1]), json.loads(sys.argv[2]), {}
 from importlib.metadata import version
 from imagecorruptions import corrupt
@@ -63,7 +63,7 @@ for size in arrays.files:
                     corrupt(image, corruption_name=name, severity=severity)
                 times.append(1e3 * (time.process_time() - start) / len(arrays[size]))
             result[size][name] = {"ms": times}
-        except Exception as error:
+        except Exception as error:  # three of them crash on the NumPy of today; the record says which
             result[size][name] = {"error": f"{type(error).__name__}: {error}"[:200]}
 print(json.dumps({"version": version("imagecorruptions"), "numpy": np.__version__, "sizes": result}))
 """

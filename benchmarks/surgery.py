@@ -114,7 +114,7 @@ def input_for(build: Callable[[], nn.Module]) -> torch.Tensor:
             with torch.no_grad():
                 model.eval()(x)
                 model.train()(x)
-        except Exception as fault:
+        except Exception as fault:  # any: the next size may do
             last = fault
             continue
         return x
@@ -132,7 +132,7 @@ def size_of(build: Callable[[], nn.Module]) -> int:
 
 def try_model(suite: str, name: str, placements: Sequence[str]) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore")  # of constructors and of autocast in other people's models
     single = builder(suite, name)
     size = 0 if suite == "timm-meta" else size_of(single)
 
@@ -144,7 +144,7 @@ def try_model(suite: str, name: str, placements: Sequence[str]) -> list[dict[str
         return try_on_meta(name, build, placements)
     try:
         x = input_for(build)
-    except Exception as fault:
+    except Exception as fault:  # any: the record says why it was not run
         return [
             {"model": name, "placement": "", "outcome": "not run", "reason": f"{type(fault).__name__}: {fault}"[:200]}
         ]

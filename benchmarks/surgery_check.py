@@ -98,7 +98,7 @@ class Trial:
         except ValueError as refusal:
             result.outcome, result.reason = "refused", str(refusal)
             self.compare(result, "after the refusal")
-        except Exception as fault:
+        except Exception as fault:  # any other exception is no refusal
             result.outcome, result.reason = "failed", f"{type(fault).__name__}: {fault}"
             self.start()
         else:
@@ -121,7 +121,7 @@ class Trial:
             result.silent.append(f"{type(fault).__name__}: {fault}"[:300])
         try:
             self.model = revert(model, report)
-        except Exception as fault:
+        except Exception as fault:  # any: it is what the benchmark counts
             result.silent.append(f"revert: {type(fault).__name__}: {fault}"[:300])
             return
         self.compare(result, "after revert")

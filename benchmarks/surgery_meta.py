@@ -22,7 +22,7 @@ def try_on_meta(name: str, build: Callable[[], nn.Module], placements: Sequence[
             model = build().eval()
             x = input_for(model)
             expected = shapes(model, x)
-    except Exception as fault:
+    except Exception as fault:  # any: an architecture may be no use on the meta device, and the record says why
         reason = f"{type(fault).__name__}: {fault}"[:200]
         return [{"model": name, "placement": "", "outcome": "not run", "reason": reason}]
     return [try_one(name, model, x, expected, placement).to_json() for placement in placements]
@@ -47,7 +47,7 @@ def try_one(name: str, model: nn.Module, x: Tensor, expected: list[torch.Size], 
             _, report = convert(model, placement)
     except ValueError as refusal:
         result.outcome, result.reason = "refused", str(refusal)[:300]
-    except Exception as fault:
+    except Exception as fault:  # any other exception is no refusal
         result.outcome, result.reason = "failed", f"{type(fault).__name__}: {fault}"[:300]
     else:
         result.changed, result.skipped = len(report), len(report.skipped)
@@ -57,7 +57,7 @@ def try_one(name: str, model: nn.Module, x: Tensor, expected: list[torch.Size], 
         try:
             if shapes(model, x) != expected:
                 result.silent.append("the outputs have other shapes")
-        except Exception as fault:
+        except Exception as fault:  # any: it is what the benchmark counts
             result.silent.append(f"{type(fault).__name__}: {fault}"[:300])
         revert(model, report)
     if list(model.state_dict()) != keys:

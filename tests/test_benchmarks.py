@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import measure
+import record as records
+import rows
+import run
+import table
+from shiftnorm import norms
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "benchmarks"))
-
-import measure  # noqa: E402
-import record as records  # noqa: E402
-import rows  # noqa: E402
-import run  # noqa: E402
-import table  # noqa: E402
-from shiftnorm import norms  # noqa: E402
-
 SHAPE = (4, 4, 6, 6)
 
 

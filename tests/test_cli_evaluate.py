@@ -168,7 +168,7 @@ def test_labels_go_by_the_names_of_the_classes(run, tmp_path):
     torch.manual_seed(0)
     model = build("BatchNorm", depth=10, widen_factor=1, num_classes=3).model
     with torch.no_grad():
-        model.fc.bias.copy_(torch.tensor([0.0, 0.0, 1000.0]))  # pyright: ignore
+        model.fc.bias.copy_(torch.tensor([0.0, 0.0, 1000.0]))
     content = trained.pack_network(
         model, norm="BatchNorm", seed=0, depth=10, widen_factor=1, classes=["dog", "eel", "cat"], mean=[0.5] * 3,
         std=[0.25] * 3, images={},

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # the reader of a pipe, such as head, has seen enough
         sys.stderr.close()
         return 0
-    except Exception as fault:
+    except Exception as fault:  # any: a user reads one line, not a traceback
         if options.debug:
             raise
         text = " ".join(str(fault).split()) or type(fault).__name__

@@ -105,7 +105,7 @@ def run_jobs(
 def _attempt(execute: Execute, recipe: Any, job: Job, data: Any, on_progress: Any) -> Outcome:
     try:
         return Outcome(execute(recipe, job.norm, job.seed, data, on_progress), None, None)
-    except Exception as fault:
+    except Exception as fault:  # any: it is recorded, and the other runs go on
         message = " ".join(f"{type(fault).__name__}: {fault}".split())
         return Outcome({}, message[:500], traceback.format_exc())
 
@@ -174,12 +174,12 @@ def _run_in_processes(
         for _ in range(workers):
             pool.append(_Worker(execute, recipe, path))
             pool[-1].start(waiting.pop(0))
-        while busy := {worker.connection: slot for slot, worker in enumerate(pool) if worker.job is not None}:
-            for ready in wait(list(busy)):
-                slot = busy[ready]  # type: ignore[index]  (wait returns what it was given)
-                worker = pool[slot]
+        while busy := {worker.connection for worker in pool if worker.job is not None}:
+            ready = wait(busy)
+            for slot, worker in enumerate(pool):
                 job = worker.job
-                assert job is not None
+                if job is None or worker.connection not in ready:
+                    continue
                 try:
                     message = worker.connection.recv()
                 except (EOFError, ConnectionResetError):

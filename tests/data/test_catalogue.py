@@ -138,7 +138,7 @@ def test_a_missing_set_says_where_to_put_it(tmp_path: Path, name: str, monkeypat
     options = {"corruption": "fog", "severity": 1} if name.endswith("-c") else {}
     monkeypatch.setenv("SHIFTNORM_DATA", str(tmp_path / "my data"))
     with pytest.raises(FileNotFoundError) as caught:
-        open_dataset(name, **options)  # type: ignore[arg-type]
+        open_dataset(name, **options)
     message = str(caught.value)
     assert f"no {name}, split='test'" in message and str(tmp_path / "my data") in message
     assert SOURCES[name].layout in message and SOURCES[name].instructions in message and "$SHIFTNORM_DATA" in message
@@ -168,7 +168,7 @@ def test_download_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("shiftnorm.data.catalogue.download_dataset", fake)
     options = {"corruption": "fog", "severity": 1, "wnids": ["n01000000"]}
     for _ in range(2):
-        assert len(open_dataset("imagenet-c", tmp_path, download=True, **options)) == 1  # type: ignore[arg-type]
+        assert len(open_dataset("imagenet-c", tmp_path, download=True, **options)) == 1
     assert asked == [("imagenet-c", "weather.tar")]
 
 
@@ -209,4 +209,4 @@ def test_download_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_wrong_calls(tmp_path: Path, call: object, error: type[Exception], message: str) -> None:
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(error, match=message):
-        call(tmp_path)  # type: ignore[operator]
+        call(tmp_path)

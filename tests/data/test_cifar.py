@@ -184,7 +184,7 @@ def test_cifar10_c(tmp_path: Path, repeated: bool) -> None:
 def test_cells_that_do_not_exist(tmp_path: Path, options: dict[str, object], message: str) -> None:
     corrupted(tmp_path / "CIFAR-10-C", np.zeros(20, dtype=np.uint8))
     with pytest.raises(ValueError, match=message):
-        open_dataset("cifar10-c", tmp_path, **options)  # type: ignore[arg-type]
+        open_dataset("cifar10-c", tmp_path, **options)
 
 
 def test_the_two_corrupted_sets_side_by_side(tmp_path: Path) -> None:

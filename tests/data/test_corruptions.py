@@ -230,7 +230,7 @@ def test_errors(
     arguments: tuple[object, ...], options: dict[str, object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        corrupt(*arguments, **options)  # type: ignore[arg-type]  (wrong on purpose)
+        corrupt(*arguments, **options)
 
 
 def test_constants_of_an_unknown_set() -> None:

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import corruptions as benchmark
+from record import rounded
 from shiftnorm.data.corruptions import CORRUPTIONS, choose_corruptions
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-sys.path.append(str(BENCHMARKS))
-
-import corruptions as benchmark  # noqa: E402
-from record import rounded  # noqa: E402
 
 
 @pytest.fixture(scope="module")

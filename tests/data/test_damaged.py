@@ -104,7 +104,7 @@ def test_modes_become_rgb_of_the_same_size(root: Path) -> None:
     frames[0].save(root / "dog" / "moving.gif", save_all=True, append_images=frames[1:])
     pets = open_dataset(root)
     assert len(pets) == 9 and pets.skipped == []
-    named = {Path(path).name: image for path, image in zip(pets.pixels.paths, pets.images(), strict=True)}  # type: ignore[attr-defined]
+    named = {Path(path).name: image for path, image in zip(pets.pixels.paths, pets.images(), strict=True)}
     assert (named["cmyk.jpg"][0] > 245).all() and (named["cmyk.jpg"][1:] < 10).all()
     assert (named["deep.png"] == 255).all() and (named["rgba.png"] == 255).all()
     assert named["moving.gif"][:, 0, 0].tolist() == [255, 0, 0]

@@ -21,7 +21,7 @@ from shiftnorm.data.provenance import Provenance
 def numbered(count: int = 10, **more: object) -> Dataset:
     """Images whose pixels are their number."""
     images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 3, 4, 4).contiguous()
-    return Dataset.of_images("numbered", images, torch.arange(count) % 2, ("even", "odd"), **more)  # type: ignore[arg-type]
+    return Dataset.of_images("numbered", images, torch.arange(count) % 2, ("even", "odd"), **more)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def files(tmp_path: Path) -> Dataset:
 
 @pytest.mark.parametrize("indices", [[3, 0, -1], torch.tensor([3, 0, 9]), np.array([3, 0, 9])])
 def test_images_at_indices(indices: object) -> None:
-    assert numbered().images(indices)[:, 0, 0, 0].tolist() == [3, 0, 9]  # type: ignore[arg-type]
+    assert numbered().images(indices)[:, 0, 0, 0].tolist() == [3, 0, 9]
     assert numbered().images(slice(2, 4))[:, 0, 0, 0].tolist() == [2, 3]
     assert numbered().images([]).shape == (0, 3, 4, 4)
 
@@ -79,7 +79,7 @@ def test_numbers_stay_with_their_images() -> None:
 def test_limit_counts_in_every_domain() -> None:
     domains = {"domains": ("a", "b"), "domain_labels": torch.tensor([0] * 6 + [1] * 4)}
     whole = numbered(**domains)
-    assert whole.limit(2).domain_labels.bincount().tolist() == [4, 4]  # type: ignore[union-attr]
+    assert whole.limit(2).domain_labels.bincount().tolist() == [4, 4]
     assert whole.of_domain("b").numbers.tolist() == [6, 7, 8, 9]
     with pytest.raises(ValueError, match=r"no domain 'c'; it has a, b"):
         whole.of_domain("c")
@@ -147,7 +147,7 @@ def test_array_pixels_are_read_from_the_disk(tmp_path: Path) -> None:
 def test_damaged_arrays(tmp_path: Path, make: object, reason: str) -> None:
     path = tmp_path / "fog.npy"
     np.save(path, np.zeros((2, 8, 8, 3), dtype=np.uint8))
-    make(path)  # type: ignore[operator]
+    make(path)
     with pytest.raises(ValueError, match=f"fog.npy .*{reason}"):
         ArrayPixels(path)
 
@@ -173,7 +173,7 @@ def test_parts_that_do_not_fit_together(change: dict[str, object], message: str)
         "provenance": Provenance(Path("odd"), ()),
     }
     with pytest.raises(ValueError, match=message):
-        Dataset(**{**whole, **change})  # type: ignore[arg-type]
+        Dataset(**{**whole, **change})
 
 
 def test_wrong_arguments() -> None:

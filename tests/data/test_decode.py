@@ -63,7 +63,7 @@ def test_modes(
     expected: tuple[int, ...],
     tolerance: int,
 ) -> None:
-    make().save(tmp_path / name, **options)  # type: ignore[attr-defined]  (the table holds makers of images)
+    make().save(tmp_path / name, **options)
     assert np.abs(np.subtract(pixel(tmp_path / name), expected)).max() <= tolerance
 
 

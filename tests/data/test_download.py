@@ -34,7 +34,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Server  # type: ignore[assignment]  (the only one that uses it)
+    server: Server
 
     def log_message(self, format: str, *args: object) -> None:
         del format, args

@@ -217,7 +217,7 @@ def test_more_than_memory(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_arguments(pets: Path, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_folder(pets, **arguments)  # type: ignore[arg-type]  (wrong on purpose)
+        load_folder(pets, **arguments)
 
 
 def pack(folder: Path, archive: Path) -> Path:

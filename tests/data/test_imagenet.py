@@ -137,7 +137,7 @@ def test_c_from_the_archive_of_its_group(tmp_path: Path) -> None:
         for name in ("fog", "snow"):
             tar.add(tmp_path / "made" / name, name)
     options = {"severity": 1, "wnids": WNIDS, "cache": tmp_path / "cache"}
-    cell = open_dataset("imagenet-c", tmp_path / "root", corruption="fog", **options)  # type: ignore[arg-type]
+    cell = open_dataset("imagenet-c", tmp_path / "root", corruption="fog", **options)
     assert len(cell) == 1 and cell.class_subset is not None and cell.class_subset.tolist() == [2]
     assert cell.provenance.path.name == "weather.tar" and len(CORRUPTIONS) == 19
 

@@ -262,7 +262,7 @@ def test_auto_attack_calls_the_package(batch, monkeypatch):
             return fgsm(self.model, x, y, eps=asked["eps"], norm="l2")
 
     package = ModuleType("autoattack")
-    package.AutoAttack = AutoAttack  # type: ignore[attr-defined]
+    package.AutoAttack = AutoAttack
     monkeypatch.setitem(sys.modules, "autoattack", package)
     model = linear(192, 4).train()
     found = auto_attack(model, *batch, eps=0.5, norm="l2", batch_size=3, seed=5)

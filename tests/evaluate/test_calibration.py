@@ -74,7 +74,7 @@ def test_compat_of_a_single_bin_is_zero_and_of_fewer_images_an_error():
         mad_calibration_error(confidence[:99], correct[:99], compat="hendrycks")
     assert mad_calibration_error(confidence[:99], correct[:99]) == pytest.approx(90.0)
     with pytest.raises(ValueError, match="'hendrycks', got 'guo'"):
-        rms_calibration_error(confidence, correct, compat="guo")  # type: ignore[arg-type]
+        rms_calibration_error(confidence, correct, compat="guo")
 
 
 def test_the_last_adaptive_bin_takes_the_rest(measured):

@@ -157,7 +157,7 @@ def test_weights_refuse():
         cell_weights([("fog", 1), ("fog", 5)], "mce", OURS)
     assert cell_weights([("fog", 1)], "mce", OURS, partial=True).tolist() == [5.0]
     with pytest.raises(ValueError, match="expected 'clean_error'"):
-        cell_weights([("fog", 1)], "accuracy")  # type: ignore[arg-type]
+        cell_weights([("fog", 1)], "accuracy")
 
 
 def test_class_errors_average_the_cells():

@@ -154,6 +154,6 @@ def test_stack_refuses_other_images():
     with pytest.raises(ValueError, match=r"missing \[\('fog', 1\)\]"):
         stack({CLEAN: cell}, like=stack({CLEAN: cell, ("fog", 1): cell}))
     with pytest.raises(ValueError, match="expected 'error'"):
-        stack({CLEAN: cell}, "accuracy")  # type: ignore[arg-type]
+        stack({CLEAN: cell}, "accuracy")
     with pytest.raises(ValueError, match="at least one cell"):
         stack({})

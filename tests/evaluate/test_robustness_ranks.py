@@ -51,7 +51,7 @@ class Counting(nn.Module):
 def attempt(action):
     try:
         return action()
-    except Exception as fault:
+    except Exception as fault:  # any: the parent process asserts on it
         return f"{type(fault).__name__}: {fault}"
 
 

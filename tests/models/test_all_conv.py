@@ -44,7 +44,7 @@ def with_moments(model: AllConv) -> AllConv:
 
 def small(**arguments: object) -> AllConv:
     torch.manual_seed(1)
-    return with_moments(AllConv(width=8, **arguments))  # type: ignore[arg-type]
+    return with_moments(AllConv(width=8, **arguments))
 
 
 def authors_name(name: str) -> str:
@@ -180,7 +180,7 @@ def test_dropout_follows_both_poolings() -> None:
 )
 def test_errors(arguments: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        AllConv(**({"width": 8} | arguments))  # type: ignore[arg-type]
+        AllConv(**({"width": 8} | arguments))
 
 
 def test_wrong_images() -> None:

@@ -47,7 +47,7 @@ def with_moments(model: DenseNet) -> DenseNet:
 def small(**arguments: object) -> DenseNet:
     torch.manual_seed(1)
     options = {"num_classes": 10} | arguments
-    return with_moments(DenseNet(4, (4, 2, 2, 1), 8, 2, **options))  # type: ignore[arg-type]
+    return with_moments(DenseNet(4, (4, 2, 2, 1), 8, 2, **options))
 
 
 def layout(model: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
@@ -219,7 +219,7 @@ def test_dropout_acts_in_training_on_new_features_only() -> None:
 def test_errors(arguments: dict[str, object], error: type[Exception], message: str) -> None:
     defaults = {"growth_rate": 4, "block_config": (1, 1, 1, 1), "num_init_features": 8}
     with pytest.raises(error, match=message):
-        DenseNet(**(defaults | arguments))  # type: ignore[arg-type]
+        DenseNet(**(defaults | arguments))
 
 
 def test_wrong_images() -> None:

@@ -43,7 +43,7 @@ def with_moments(model: DenseNetCifar) -> DenseNetCifar:
 
 def small(**arguments: object) -> DenseNetCifar:
     torch.manual_seed(1)
-    return with_moments(DenseNetCifar(16, 4, **arguments))  # type: ignore[arg-type]
+    return with_moments(DenseNetCifar(16, 4, **arguments))
 
 
 def test_names_shapes_and_order_are_the_authors(golden: Path) -> None:
@@ -65,7 +65,7 @@ def test_names_shapes_and_order_are_the_authors(golden: Path) -> None:
 )
 def test_parameter_counts(name: str, arguments: dict[str, object], parameters: int) -> None:
     with torch.device("meta"):
-        models = DenseNetCifar(**arguments), create_model(name)  # type: ignore[arg-type]
+        models = DenseNetCifar(**arguments), create_model(name)
     assert [sum(parameter.numel() for parameter in model.parameters()) for model in models] == [parameters] * 2
 
 
@@ -191,7 +191,7 @@ def test_dropout_acts_in_training_on_new_features_only() -> None:
 )
 def test_errors(arguments: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        DenseNetCifar(**({"depth": 10, "growth_rate": 4} | arguments))  # type: ignore[arg-type]
+        DenseNetCifar(**({"depth": 10, "growth_rate": 4} | arguments))
 
 
 def test_wrong_images() -> None:

@@ -252,12 +252,12 @@ def test_dilation_computes_the_strided_network_densely(
     block: type[BasicBlock] | type[Bottleneck], stride_in: str
 ) -> None:
     torch.manual_seed(1)
-    strided = shuffled(ResNet(block, (1, 2, 2, 2), include_top=False, stride_in=stride_in)).double().eval()  # type: ignore[arg-type]
+    strided = shuffled(ResNet(block, (1, 2, 2, 2), include_top=False, stride_in=stride_in)).double().eval()
     dilated = ResNet(
         block,
         (1, 2, 2, 2),
         include_top=False,
-        stride_in=stride_in,  # type: ignore[arg-type]
+        stride_in=stride_in,
         replace_stride_with_dilation=(True, False, True),
     )
     dilated.load_state_dict(strided.state_dict())
@@ -269,17 +269,17 @@ def test_dilation_computes_the_strided_network_densely(
 
 def test_stride_in() -> None:
     for stride_in, first, second in (("3x3", 1, 2), ("1x1", 2, 1)):
-        block = ResNet(Bottleneck, TINY, stride_in=stride_in).layer2[0]  # type: ignore[arg-type]
+        block = ResNet(Bottleneck, TINY, stride_in=stride_in).layer2[0]
         assert (block.conv1.stride[0], block.conv2.stride[0]) == (first, second)
 
 
 @pytest.mark.parametrize("stem", ["imagenet", "cifar"])
 @pytest.mark.parametrize("shape", [(1, 1), (2, 7), (32, 32), (45, 31)], ids=str)
 def test_any_size(stem: str, shape: tuple[int, int]) -> None:
-    model = ResNet(BasicBlock, TINY, 7, in_channels=2, stem=stem).eval()  # type: ignore[arg-type]
+    model = ResNet(BasicBlock, TINY, 7, in_channels=2, stem=stem).eval()
     assert model(torch.zeros(2, 2, *shape)).shape == (2, 7)
     assert model(torch.zeros(0, 2, *shape)).shape == (0, 7)
-    model = ResNet(BasicBlock, TINY, in_channels=2, stem=stem, include_top=False).eval()  # type: ignore[arg-type]
+    model = ResNet(BasicBlock, TINY, in_channels=2, stem=stem, include_top=False).eval()
     side = 32 if stem == "imagenet" else 8
     assert model(torch.zeros(2, 2, *shape)).shape == (2, 512, -(-shape[0] // side), -(-shape[1] // side))
     assert not any(name.startswith("fc") for name in model.state_dict())
@@ -332,7 +332,7 @@ def test_modules_from_factories_keep_their_start() -> None:
 )
 def test_errors(arguments: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        ResNet(**({"block": BasicBlock, "layers": TINY} | arguments))  # type: ignore[arg-type]  (wrong on purpose)
+        ResNet(**({"block": BasicBlock, "layers": TINY} | arguments))
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def with_moments(model: ResNeXtCifar) -> ResNeXtCifar:
 
 def small(**arguments: object) -> ResNeXtCifar:
     torch.manual_seed(1)
-    return with_moments(ResNeXtCifar(20, 2, 4, **arguments))  # type: ignore[arg-type]
+    return with_moments(ResNeXtCifar(20, 2, 4, **arguments))
 
 
 def test_names_shapes_and_order_are_the_authors(golden: Path) -> None:
@@ -165,7 +165,7 @@ def test_initialisation_is_the_authors() -> None:
 )
 def test_errors(arguments: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        ResNeXtCifar(**({"depth": 11, "cardinality": 2, "base_width": 4} | arguments))  # type: ignore[arg-type]
+        ResNeXtCifar(**({"depth": 11, "cardinality": 2, "base_width": 4} | arguments))
 
 
 def test_a_narrow_group_has_at_least_one_channel() -> None:

@@ -137,7 +137,7 @@ def test_dropout_acts_in_training_only() -> None:
 )
 def test_errors(arguments: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        WideResNet(**({"depth": 10, "widen_factor": 1} | arguments))  # type: ignore[arg-type]  (wrong on purpose)
+        WideResNet(**({"depth": 10, "widen_factor": 1} | arguments))
 
 
 def test_input_that_does_not_fit() -> None:

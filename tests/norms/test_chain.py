@@ -103,7 +103,7 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match=r"one channel count, got \[4, 8\]"):
         Chain(BatchNorm(4), BatchNorm(8))
     with pytest.raises(TypeError, match="expected modules"):
-        Chain(BatchNorm)  # pyright: ignore
+        Chain(BatchNorm)
     with pytest.raises(KeyError, match="nothing"):
         CNSN(4).from_official({**CNSN(4).to_official(), "nothing": torch.zeros(1)})
 

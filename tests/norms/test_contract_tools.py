@@ -117,7 +117,7 @@ def switched(case: Case, source: str, weight: float = 0.5) -> tuple[NormLayer, T
         norm.train()(1 + 2 * torch.randn(6, 8, 5, 7, dtype=torch.float64))
     norm.eval()
     for part in pooling(norm):
-        part.source, part.source_weight = source, weight  # pyright: ignore[reportAttributeAccessIssue]
+        part.source, part.source_weight = source, weight
     return norm, torch.randn(6, 8, 5, 7, dtype=torch.float64)
 
 

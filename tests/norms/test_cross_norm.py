@@ -120,7 +120,7 @@ def test_restyle_takes_over_what_is_asked() -> None:
     torch.testing.assert_close(mean.var, own.var)
     torch.testing.assert_close(std.unbiased, given.unbiased, rtol=1e-4, atol=0)
     with pytest.raises(ValueError, match="got 'all'"):
-        restyle(x, given, what="all")  # pyright: ignore
+        restyle(x, given, what="all")
 
 
 @pytest.mark.parametrize(

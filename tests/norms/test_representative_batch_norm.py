@@ -67,4 +67,4 @@ def test_start_batch_is_batch_norm_with_a_live_gate(training: bool) -> None:
     norm(x).square().sum().backward()
     assert norm.scale_bias.grad is not None and norm.scale_bias.grad.abs().min() > 1e-3
     with pytest.raises(ValueError, match="expected start"):
-        RepresentativeBatchNorm(6, start="identity")  # pyright: ignore[reportArgumentType]
+        RepresentativeBatchNorm(6, start="identity")

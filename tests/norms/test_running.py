@@ -116,7 +116,7 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="needs running moments"):
         norm.source = "blend"
     with pytest.raises(ValueError, match="got 'bach'"):
-        norm.source = "bach"  # pyright: ignore
+        norm.source = "bach"
     with pytest.raises(ValueError, match=r"value in \[0, 1\], got 1.5"):
         BatchNorm(4).source_weight = 1.5
     with pytest.raises(ValueError, match="expected momentum"):
@@ -178,4 +178,4 @@ def test_self_norm_mixing_lets_channels_talk() -> None:
     with pytest.raises(ValueError, match="is ours"):
         SelfNorm(8, attention="mixing").to_official()
     with pytest.raises(ValueError, match="expected attention"):
-        SelfNorm(8, attention="none")  # pyright: ignore
+        SelfNorm(8, attention="none")

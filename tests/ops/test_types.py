@@ -78,7 +78,7 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="divide the 6 channels, got 4"):
         m.pooled(over="groups", groups=4)
     with pytest.raises(ValueError, match="'batch', 'channels' or 'groups', got 'batches'"):
-        m.pooled(over="batches")  # pyright: ignore
+        m.pooled(over="batches")
 
 
 def _rank(rank: int, port: int, shards: list[Tensor], results: Any) -> None:

@@ -138,7 +138,7 @@ def test_wrong_arguments_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(TypeError, match=r"expected a norm's class or a function .* got BatchNorm\(3"):
         norm_act(norms.BatchNorm(3))
     with pytest.raises(TypeError, match="expected norm to make a module, got 3"):
-        NormAct(3, norm=lambda channels: channels)  # type: ignore[arg-type, return-value]
+        NormAct(3, norm=lambda channels: channels)
     create = pytest.importorskip("timm.layers.create_norm_act")
     with monkeypatch.context() as without:
         without.delattr(create, "_NORM_ACT_TYPES")

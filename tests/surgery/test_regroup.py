@@ -59,7 +59,7 @@ def held(optimizer: torch.optim.Optimizer) -> list[int]:
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop])
 def test_state_and_groups_through_a_conversion_and_back(kind: type[torch.optim.Optimizer]) -> None:
     net = Net()
-    optimizer = kind(groups(net), lr=1e-3)  # type: ignore[call-arg]
+    optimizer = kind(groups(net), lr=1e-3)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
     step(net, optimizer)
     scheduler.step()

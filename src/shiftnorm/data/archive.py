@@ -88,5 +88,5 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
                 )
             file.extractall(folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        # RuntimeError is what zipfile raises for an encrypted member.
+        # zipfile raises RuntimeError for an encrypted member, NotImplementedError for a compression it does not know.
         raise ValueError(f"{archive} is damaged, encrypted or not a zip archive: {error}") from error

@@ -112,12 +112,9 @@ class ArrayPixels:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getstate__(self) -> dict[str, object]:
-        # A mapped array would be copied into every worker process.
-        return {"path": self.path, "rows": self.rows}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__(**state)  # type: ignore[misc]  (the two arguments it was made with)
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        # Made anew in every worker process: a mapped array would be copied.
+        return type(self), (self.path, self.rows)
 
     def read(self, indices: Tensor) -> tuple[Tensor, list[Failure]]:
         """Return the images at ``indices``; nothing can fail, since the file was checked when it was opened.
@@ -220,6 +217,7 @@ def load_array(path: Path) -> np.ndarray:
     """
     try:
         with warnings.catch_warnings():
+            # NumPy warns of old headers, which it reads all the same
             warnings.simplefilter("ignore")
             return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:

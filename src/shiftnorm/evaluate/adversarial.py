@@ -166,7 +166,7 @@ def auto_attack(
     """
     _check("auto_attack", x, y, eps, norm)
     try:
-        import autoattack  # pyright: ignore[reportMissingImports]
+        import autoattack  # pyright: ignore[reportMissingImports]  (an extra)
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             "auto_attack needs AutoAttack, which is not on PyPI: "

@@ -100,7 +100,7 @@ def borrowed(
             if device is not None and device != device_of(model):
                 model.to(device)
             if channels_last:
-                model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+                model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (not in the stub)
             model.eval()
             loan = Borrowed(model)
             try:

@@ -277,7 +277,7 @@ class Measurer:
         scores = scores_of(self._forward(x))
         if timed:
             self._wait()
-            self.times.append((time.perf_counter() - began, len(x)))  # pyright: ignore[reportPossiblyUnbound]
+            self.times.append((time.perf_counter() - began, len(x)))  # pyright: ignore[reportPossiblyUnbound]  (set above, under the same condition)
         if len(scores) != len(images):
             raise ValueError(f"robustness: the model returned {len(scores)} rows of scores for {len(images)} images.")
         scores = scores if scores.dtype == torch.float64 else scores.float()

@@ -66,7 +66,7 @@ class Ranks:
         failure: Exception | None = None
         try:
             result = action()
-        except Exception as fault:
+        except Exception as fault:  # any: the other ranks must hear of it, or they wait for ever
             if not self._shared:
                 raise
             failure = fault

@@ -391,7 +391,7 @@ def _cell(content: Mapping[str, Any]) -> CellResult:
 def _plain(value: Any) -> Any:
     """The value with named tuples as dictionaries."""
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {key: _plain(part) for key, part in value._asdict().items()}  # pyright: ignore
+        return {key: _plain(part) for key, part in value._asdict().items()}  # pyright: ignore  (a NamedTuple, which has no type)
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -60,10 +60,10 @@ class NormSpec(NamedTuple):
                 f"surgery: expected a norm's name, its class or a function from a channel count to a new module, got "
                 f"{norm!r}. One module cannot stand in several places."
             )
-        if hasattr(norm, "func") and hasattr(norm, "keywords"):  # a functools.partial
-            if getattr(norm, "args", ()):
+        if isinstance(norm, functools.partial):
+            if norm.args:
                 raise TypeError(f"surgery: expected keyword arguments only in {norm!r}; the first one is the channels.")
-            return NormSpec.of(norm.func, {**norm.keywords, **arguments})  # type: ignore[attr-defined]
+            return NormSpec.of(norm.func, {**norm.keywords, **arguments})
         name = getattr(norm, "__name__", type(norm).__name__)
         if getattr(norms, name, None) is norm:
             return NormSpec(name, arguments)
@@ -274,17 +274,17 @@ def carry_state(old: nn.Module, new: nn.Module) -> tuple[str, ...]:
     like_dtype_and_device(old, new)
     kept: list[str] = []
     parametrized = set(getattr(old, "parametrizations", ())) if parametrize.is_parametrized(old) else set()
-    for name in [name for name, _ in new.named_parameters(recurse=False)]:
+    for name, made in list(new.named_parameters(recurse=False)):
         mine = old._parameters.get(name)
         if name in parametrized:
             parametrize.transfer_parametrizations_and_params(old, new, name)
             kept.append(name)
-        elif mine is not None and mine.shape == new._parameters[name].shape:  # type: ignore[union-attr]
+        elif mine is not None and mine.shape == made.shape:
             new._parameters[name] = mine
             kept.append(name)
-    for name in [name for name, _ in new.named_buffers(recurse=False)]:
+    for name, made in list(new.named_buffers(recurse=False)):
         mine = old._buffers.get(name)
-        if mine is not None and mine.shape == new._buffers[name].shape:  # type: ignore[union-attr]
+        if mine is not None and mine.shape == made.shape:
             new._buffers[name] = mine
             kept.append(name)
     new.train(old.training)

@@ -284,13 +284,13 @@ def _run_after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
 
 def _inmost(module: nn.Module, edit: Edit) -> nn.Module:
     """The module that can hold a child: a container would run it as one of its steps."""
-    while isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-        if type(module).forward is not nn.Sequential.forward or len(module) == 0:
-            raise ValueError(
-                f"surgery: {type(module).__name__} at {edit.path!r} runs its children itself, so that none can be "
-                "added; name one of the modules in it or behind it."
-            )
-        module = module[-1 if edit.how == "after" else 0]  # type: ignore[index]
+    while isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and len(module):
+        module = module[-1 if edit.how == "after" else 0]
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        raise ValueError(
+            f"surgery: {type(module).__name__} at {edit.path!r} runs its children itself, so that none can be "
+            "added; name one of the modules in it or behind it."
+        )
     return module
 
 

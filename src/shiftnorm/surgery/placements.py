@@ -10,7 +10,9 @@ from typing import Any
 from torch import nn
 
 from shiftnorm.surgery.carry import NormSpec, plain, roster_name
+from shiftnorm.surgery.edit import Edit
 from shiftnorm.surgery.planners import ALL_BUT_LAST, PLANNERS, Placement, Plan
+from shiftnorm.surgery.report import Skipped
 from shiftnorm.surgery.sites import Selector
 
 __all__ = ["PLACEMENTS", "SLOTS", "list_placements", "plan"]
@@ -114,7 +116,9 @@ def plan(
         chosen = chosen._replace(at="slot", slot=slot, stages=None)
     if chosen.at == "slot":
         what = f"{what}@{chosen.slot}"
-    edits, skipped = PLANNERS[chosen.at](model, chosen, spec, where)
+    planned = list(PLANNERS[chosen.at](model, chosen, spec, where))
+    edits = [each for each in planned if isinstance(each, Edit)]
+    skipped = [each for each in planned if isinstance(each, Skipped)]
     if skipped and not edits and not any(reason.endswith("already") for _, reason in skipped):
         reasons = "; ".join(f"{path}: {reason}" for path, reason in skipped[:3])
         more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""

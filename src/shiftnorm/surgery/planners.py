@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -72,7 +72,7 @@ class Plan(NamedTuple):
     skipped: list[Skipped]
 
 
-Planned = tuple[list[Edit], list[Skipped]]
+Planned = Iterator["Edit | Skipped"]
 
 
 def _on_norms(model: nn.Module, placement: Placement, spec: NormSpec, where: Selector) -> Planned:
@@ -83,19 +83,23 @@ def _on_norms(model: nn.Module, placement: Placement, spec: NormSpec, where: Sel
         wanted = select(sites, where)
         if not _names_norms(where):  # stages, depths, channels: of what would be replaced anyway
             wanted = [site for site in wanted if _is_meant(site, spec)]
-    edits: list[Edit] = []
-    skipped: list[Skipped] = []
-    for site in wanted:
-        reason = _objection(site, spec, named=where is not None)
-        if reason is None:
-            edits.append(Edit(site.path, "replace", _fitted(spec, site)))
-        else:
-            skipped.append(Skipped(site.path, reason))
-    if not edits and not skipped:
+    if not wanted:
         raise ValueError(
             f"convert: the model has no BatchNorm to put {spec.short} in the place of. {_what_norms(sites)}"
         )
-    return edits, skipped
+    for site in wanted:
+        yield _replacement(site, spec, named=where is not None)
+
+
+def _replacement(site: Site, spec: NormSpec, *, named: bool = False) -> Edit | Skipped:
+    """The edit that puts a norm in the place of another, or why there is none."""
+    reason = _objection(site, spec, named=named)
+    return Edit(site.path, "replace", _fitted(spec, site)) if reason is None else Skipped(site.path, reason)
+
+
+def _site(model: nn.Module, path: str) -> Site:
+    module = model.get_submodule(path)
+    return Site(path, module, kind_of(module), 0)
 
 
 def _fitted(spec: NormSpec, site: Site) -> NormSpec:
@@ -121,7 +125,10 @@ def _is_meant(site: Site, spec: NormSpec) -> bool:
 
 
 def _objection(site: Site, spec: NormSpec, *, named: bool = False) -> str | None:
-    assert site.kind is not None
+    if isinstance(site.module, Chain):
+        return "it is a Chain already; revert that first"
+    if site.kind is None:
+        return f"{type(site.module).__name__} is no norm"
     if spec.makes(site.module):  # by class, not by name: torch has a LayerNorm too
         return f"it is {spec.short} already"
     if site.kind.refusal is not None:
@@ -171,8 +178,6 @@ def _blocks(model: nn.Module, placement: Placement, where: Selector) -> list[Blo
 
 
 def _on_inner(model: nn.Module, placement: Placement, spec: NormSpec, where: Selector) -> Planned:
-    edits: list[Edit] = []
-    skipped: list[Skipped] = []
     for block in _blocks(model, placement, where):
         path = next((f"{block.path}.{child}" for child in block.family.inner if _has(block.module, child)), None)
         own = spec
@@ -181,17 +186,9 @@ def _on_inner(model: nn.Module, placement: Placement, spec: NormSpec, where: Sel
                 continue
             own = spec._replace(arguments={**_DENSE, **spec.arguments})
         if path is None:
-            skipped.append(Skipped(block.path, "its branch has no norm of its own in front"))
-            continue
-        module = model.get_submodule(path)
-        reason = _objection(Site(path, module, kind_of(module), 0), own) if kind_of(module) else f"{path} is no norm"
-        if isinstance(module, Chain):
-            reason = "it is a Chain already; revert that first"
-        if reason is None:
-            edits.append(Edit(path, "replace", own))
+            yield Skipped(block.path, "its branch has no norm of its own in front")
         else:
-            skipped.append(Skipped(path, reason))
-    return edits, skipped
+            yield _replacement(_site(model, path), own)
 
 
 def _has(module: nn.Module, child: str) -> bool:
@@ -204,12 +201,8 @@ def _has(module: nn.Module, child: str) -> bool:
 
 def _on_slots(model: nn.Module, placement: Placement, spec: NormSpec, where: Selector) -> Planned:
     assert placement.slot is not None
-    edits: list[Edit] = []
-    skipped: list[Skipped] = []
     for block in _blocks(model, placement, where):
-        edit = slot_edit(block, placement.slot, spec)
-        (edits if isinstance(edit, Edit) else skipped).append(edit)  # type: ignore[arg-type]
-    return edits, skipped
+        yield slot_edit(block, placement.slot, spec)
 
 
 def slot_edit(block: Block, slot: str, spec: NormSpec) -> Edit | Skipped:
@@ -245,70 +238,56 @@ def _holds(present: nn.Module | None, how: str, spec: NormSpec) -> bool:
 
 def _on_stages(model: nn.Module, placement: Placement, spec: NormSpec, where: Selector) -> Planned:
     chosen = {block.stage for block in _blocks(model, placement, where)}
-    edits: list[Edit] = []
-    skipped: list[Skipped] = []
     stem = stem_norm(model) if placement.norm == "DSU" and where is None else None
-    if stem is not None and _holds(model.get_submodule(stem), "before", spec):
-        skipped.append(Skipped(stem, f"it holds {spec.short} already"))
-    elif stem is not None:
-        edits.append(Edit(stem, "before", spec))
+    if stem is not None:
+        yield _beside(model, Edit(stem, "before", spec))
     places = {place.stage: place for place in stage_outputs(model)}
     for stage in sorted(chosen):
-        if stage not in places:
-            skipped.append(Skipped(f"stage {stage}", "its output is not one tensor that passes one module"))
-            continue
-        place = places[stage]
-        module = model.get_submodule(place.path)
-        if _holds(module, place.how, spec):
-            skipped.append(Skipped(place.path, f"it holds {spec.short} already"))
+        if stage in places:
+            yield _beside(model, Edit(places[stage].path, places[stage].how, spec, places[stage].channels))
         else:
-            edits.append(Edit(place.path, place.how, spec, place.channels))
-    return edits, skipped
+            yield Skipped(f"stage {stage}", "its output is not one tensor that passes one module")
+
+
+def _beside(model: nn.Module, edit: Edit) -> Edit | Skipped:
+    """The edit, unless its norm stands there already."""
+    if _holds(model.get_submodule(edit.path), edit.how, edit.norm):
+        return Skipped(edit.path, f"it holds {edit.norm.short} already")
+    return edit
 
 
 def _on_branch(model: nn.Module, placement: Placement, spec: NormSpec, where: Selector) -> Planned:
-    edits: list[Edit] = []
-    skipped: list[Skipped] = []
     shortcuts = tuple(
         f"{block.path}.{name}."
         for block in find_blocks(model)
         for name in {"downsample", "shortcut", "proj", *(p.child for p in block.family.slots.get("identity", ()))}
     )
-    for site in select(find_norms(model), where):
-        if not is_batch(site.module) or f"{site.path}.".startswith(shortcuts):
-            continue
+    sites = find_norms(model)
+    wanted = [
+        site for site in select(sites, where) if is_batch(site.module) and not f"{site.path}.".startswith(shortcuts)
+    ]
+    if not wanted:
+        raise ValueError(f"convert: the model has no BatchNorm to put {spec.short} in front of. {_what_norms(sites)}")
+    for site in wanted:
         outer = site.path.rpartition(".")[0]
         parent = model.get_submodule(outer)
         if _holds(parent if isinstance(parent, Chain) else site.module, "before", spec):
-            skipped.append(Skipped(site.path, f"it has {spec.short} in front already"))
+            yield Skipped(site.path, f"it has {spec.short} in front already")
         else:
             heads = isinstance(parent, Chain) and parent[0] is site.module  # then it joins the Chain
-            edits.append(Edit(outer if heads else site.path, "before", spec))
-    if not edits and not skipped:
-        raise ValueError(
-            f"convert: the model has no BatchNorm to put {spec.short} in front of. {_what_norms(find_norms(model))}"
-        )
-    return edits, skipped
+            yield Edit(outer if heads else site.path, "before", spec)
 
 
 def _on_ibn_b(model: nn.Module, placement: Placement, spec: NormSpec, where: Selector) -> Planned:
-    edits: list[Edit] = []
-    skipped: list[Skipped] = []
-    stem = stem_norm(model) if where is None else None  # a selector names blocks, and the stem is in none
-    if where is None and stem is None:
-        skipped.append(Skipped("", "no norm behind the first convolution was found"))
-    elif stem is not None:
-        module = model.get_submodule(stem)
-        reason = _objection(Site(stem, module, kind_of(module), 0), spec)
-        if reason is None:
-            edits.append(Edit(stem, "replace", spec))
+    if where is None:  # a selector names blocks, and the stem is in none
+        stem = stem_norm(model)
+        if stem is None:
+            yield Skipped("", "no norm behind the first convolution was found")
         else:
-            skipped.append(Skipped(stem, reason))
+            yield _replacement(_site(model, stem), spec)
     for block in _blocks(model, placement, where):
         if block.last:
-            edit = slot_edit(block, "post", spec)
-            (edits if isinstance(edit, Edit) else skipped).append(edit)  # type: ignore[arg-type]
-    return edits, skipped
+            yield slot_edit(block, "post", spec)
 
 
 PLANNERS: dict[str, Callable[[nn.Module, Placement, NormSpec, Selector], Planned]] = {

@@ -200,8 +200,8 @@ class _Statistics:
         elif self.total is None:
             self.total = new
         else:
-            mean, var, count = (torch.cat([old, now]) for old, now in zip(self.total, new, strict=True))  # type: ignore
-            self.total = Moments(mean, var, count).pooled(over="batch")
+            both = [torch.cat([getattr(m, name) for m in (self.total, new)]) for name in Moments._fields]
+            self.total = Moments(*both).pooled(over="batch")
 
     def write(self, momentum: float | None) -> Recalibrated:
         """Put the estimate into the buffers."""

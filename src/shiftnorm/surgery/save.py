@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from shiftnorm.norms import RunningMoments
+from shiftnorm.norms.running import Source
 from shiftnorm.surgery.convert import FOLDED, edits_of, remember
 from shiftnorm.surgery.edit import Edit, make, undo
 from shiftnorm.surgery.report import Report
@@ -225,10 +225,9 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     for key, tensor in model.state_dict(keep_vars=True).items():
         if tensor.dtype != tensors[key].dtype:
             tensor.data = tensor.data.to(tensors[key].dtype)
-    # Some modules (torchvision's MNASNet) ask which version of themselves wrote the state.
-    state = OrderedDict(tensors)
-    state._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]
-    model.load_state_dict(state)
+    # Into the model's own state_dict: some modules (torchvision's MNASNet) ask which version of themselves wrote it.
+    own.update(tensors)
+    model.load_state_dict(own)
 
 
 def _switch_sources(model: nn.Module, sources: Mapping[str, tuple[str, float]], path: Path) -> None:
@@ -238,7 +237,7 @@ def _switch_sources(model: nn.Module, sources: Mapping[str, tuple[str, float]], 
         if not isinstance(norm, RunningMoments):
             found = "not there" if norm is None else type(norm).__name__
             raise ValueError(f"load: {path.name} names moments of {name!r}, which is {found} here.")
-        norm.source, norm.source_weight = source, weight  # type: ignore[assignment]
+        norm.source, norm.source_weight = cast("Source", source), weight  # the setter refuses any other
 
 
 def _refuse_too_large(edit: Edit, elements: int) -> None:

@@ -133,7 +133,7 @@ def let_groups_be_copied() -> None:
     Example:
         >>> let_groups_be_copied()
     """
-    copyreg.pickle(distributed.ProcessGroup, _by_name)  # type: ignore[arg-type]
+    copyreg.pickle(distributed.ProcessGroup, _by_name)
 
 
 def unsync(model: nn.Module) -> tuple[nn.Module, list[SyncRow]]:

@@ -180,7 +180,7 @@ def load_weights(
     _check_numbers(taken.values, targets, report)
     state = OrderedDict({**taken.values, **extra})
     # what was translated has today's form, whatever wrote the file
-    state._metadata = getattr(targets, "_metadata", {})  # pyright: ignore[reportAttributeAccessIssue]
+    state._metadata = getattr(targets, "_metadata", {})  # pyright: ignore  (torch sets it likewise)
     for layer, entries in taken.official:
         layer.from_official(entries)
     model.load_state_dict(state, strict=False)
