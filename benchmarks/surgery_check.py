@@ -55,7 +55,7 @@ def trained(model: nn.Module, x: Tensor, seed: int = 0) -> nn.Module:
     batch = [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() == 1 and name.endswith("weight"):
+            if (parameter.dim() == 1 and name.endswith("weight")) or name.endswith("gain"):
                 parameter.uniform_(0.8, 1.2, generator=generator)
             elif name.endswith("gamma") or "layer_scale" in name:
                 parameter.fill_(0.5)

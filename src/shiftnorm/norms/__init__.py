@@ -8,6 +8,7 @@ from shiftnorm.norms.batch_instance_norm import BatchInstanceNorm
 from shiftnorm.norms.batch_norm import BatchNorm
 from shiftnorm.norms.chain import Chain
 from shiftnorm.norms.cnsn import CNSN
+from shiftnorm.norms.compile_algebra import compile_algebra
 from shiftnorm.norms.controller import CrossNormController
 from shiftnorm.norms.cross_norm import CrossNorm, CrossNormDraw, restyle
 from shiftnorm.norms.domain_norm import DomainNorm
@@ -59,6 +60,7 @@ __all__ = [
     "SelfNorm",
     "SqueezeExcite",
     "SwitchNorm",
+    "compile_algebra",
     "match_distribution",
     "restyle",
 ]

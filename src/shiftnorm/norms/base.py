@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from shiftnorm.norms.algebra import algebra_of, compiled_algebra
 from shiftnorm.ops import Affine, Moments, apply, is_forced, is_traced, moments, normalize
 
 __all__ = ["MomentNorm", "NormLayer", "OfficialTensor", "check_input", "run_fused"]
@@ -166,6 +167,9 @@ class MomentNorm(NormLayer, ABC):
     constant_moments: ClassVar[bool] = False
     """True if no gradient flows through the moments (MixStyle)."""
 
+    algebra_backend: str | Callable[..., Any] | None = None
+    """The compiler of :meth:`affine`, see ``compile_algebra``; None runs it as it stands."""
+
     @property
     def is_identity(self) -> bool:
         """Whether the layer returns x untouched now, without a pass over it.
@@ -285,8 +289,10 @@ def run_fused(norms: Sequence[MomentNorm], x: Tensor, draws: Sequence[Any], mask
         region = norm.acting_region(x, draw)
         regions = [moments(x, part) for part in norm.regions(x, draw)]
 
+    algebra = None if is_traced(x) else compiled_algebra(live, x.shape[1])
+
     def to_affine(m: Moments) -> Affine:
-        return _affine_of(live[0][0], m, live[0][1], *regions) if len(live) == 1 else _composed(live, m)
+        return (algebra or algebra_of)(live, regions, m)
 
     if any(norm.needs_moments for norm, _ in live):
         y = normalize(x, to_affine, mask=mask, constant=constant)
@@ -294,28 +300,6 @@ def run_fused(norms: Sequence[MomentNorm], x: Tensor, draws: Sequence[Any], mask
         origin = _origin(x)
         y = apply(x, origin, to_affine(origin))
     return y if region is None else torch.where(region, y, x)
-
-
-def _composed(live: Sequence[tuple[MomentNorm, Any]], m: Moments) -> Affine:
-    first, *rest = live
-    total = affine = _affine_around(m, *first)
-    for norm, draw in rest:
-        m = m.through(affine)
-        affine = _affine_around(m, norm, draw)
-        total = total.then(affine)
-    return total
-
-
-def _affine_around(m: Moments, norm: MomentNorm, draw: Any) -> Affine:
-    if not norm.constant_moments:
-        return _affine_of(norm, m, draw)
-    # y = gain * (x - constant) + mean, written around the mean that does carry a gradient
-    affine = _affine_of(norm, m.detach(), draw)
-    return Affine(affine.gain, affine.mean + affine.gain * (m.mean - m.mean.detach()))
-
-
-def _affine_of(norm: MomentNorm, m: Moments, draw: Any, *regions: Moments) -> Affine:
-    return norm.affine(m, *(() if draw is None else (draw,)), *regions)
 
 
 def _origin(x: Tensor) -> Moments:
