@@ -96,6 +96,8 @@ def measured(
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """The record of a run; `rows` must hold BatchNorm, which the others are compared with."""
+    if compiling == "none":
+        rows = {name: row for name, row in rows.items() if not row.compiles}
     load_before = load_average()
     began = time.perf_counter()
     # The backward of CPU tensors runs in the thread that asks for it, so with one thread its CPU time is all of it.
@@ -209,7 +211,7 @@ def candidates(
     state: State = plain_state(modules["ours"])
     learned = [tensor for tensor in state.values() if tensor.requires_grad]
     found["plain"] = (lambda x: row.plain(x, state, draws), learned)
-    if compiling and row.moment:
+    if compiling and row.moment and not row.compiles:
         separate = row.ours(channels).train()
         found["ours_compiled"] = (compiled(separate, f"{name}_ours"), list(separate.parameters()))
         found["plain_compiled"] = (compiled(found["plain"][0], f"{name}_plain"), learned)

@@ -91,7 +91,7 @@ def test_record_has_every_number_for_every_row(small: dict) -> None:
     for config in small["configs"]:
         assert config["rounds"] == 2
         assert not config["has_targets"]
-        assert set(config["norms"]) == set(rows.ROWS)
+        assert set(config["norms"]) == {name for name, row in rows.ROWS.items() if not row.compiles}
         for name, kinds in config["norms"].items():
             expected = {"ours", "plain"} | ({"authors"} if rows.ROWS[name].authors else set())
             assert set(kinds) == expected, name
