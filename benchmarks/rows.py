@@ -41,7 +41,6 @@ class Row(NamedTuple):
     speedup: how many times faster than `authors` the eager layer has to be, None where nothing is promised.
     moment: whether it is a moment norm; the others are reported without targets and are not compiled.
     limit: the most it may take, in times of our BatchNorm.
-    compiles: whether its algebra is compiled, so that it is left out where nothing is.
     """
 
     ours: Callable[[int], nn.Module]
@@ -50,15 +49,6 @@ class Row(NamedTuple):
     speedup: float | None = None
     moment: bool = True
     limit: float = 1.15
-    compiles: bool = False
-
-
-def chain(channels: int) -> nn.Module:
-    return norms.Chain(norms.BatchNorm(channels), norms.CNSN(channels))
-
-
-def authors_chain(channels: int) -> nn.Module:
-    return nn.Sequential(nn.BatchNorm2d(channels), authors.CNSN(channels))
 
 
 def groups(channels: int) -> int:
@@ -128,9 +118,11 @@ ROWS: dict[str, Row] = {
         speedup=8.0,
     ),
     "CNSN": Row(norms.CNSN, plain_cnsn, authors.CNSN, speedup=10.0),
-    "Chain (BatchNorm, CNSN)": Row(chain, plain_chain, authors_chain, limit=1.1),
-    "Chain (BatchNorm, CNSN; compiled algebra)": Row(
-        lambda c: norms.compile_algebra(chain(c)), plain_chain, authors_chain, limit=1.1, compiles=True
+    "Chain (BatchNorm, CNSN)": Row(
+        lambda c: norms.Chain(norms.BatchNorm(c), norms.CNSN(c)),
+        plain_chain,
+        lambda c: nn.Sequential(nn.BatchNorm2d(c), authors.CNSN(c)),
+        limit=1.1,
     ),
     "MixStyle": Row(
         lambda c: norms.MixStyle(c, p=1.0),

@@ -25,6 +25,7 @@ import torch
 from measure import Forward, Step, compiled, interleaved, spread
 from record import FORMAT, RESULTS, load, save
 from rows import ROWS, Draws, Row, State, draws_for, plain_state
+from shiftnorm import norms
 from table import markdown
 
 FULL = [(32, 256, 28, 28), (32, 64, 56, 56), (64, 512, 7, 7)]
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--norms", nargs="+", metavar="NORM", help="only these rows, and BatchNorm")
     parser.add_argument(
         "--compile",
-        choices=("first", "all", "none"),
+        choices=("first", "targets", "all", "none"),
         default="first",
         help="the shapes for which norms and plain formulas are compiled as well: 2 minutes each and memory format",
     )
@@ -96,8 +97,6 @@ def measured(
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """The record of a run; `rows` must hold BatchNorm, which the others are compared with."""
-    if compiling == "none":
-        rows = {name: row for name, row in rows.items() if not row.compiles}
     load_before = load_average()
     began = time.perf_counter()
     # The backward of CPU tensors runs in the thread that asks for it, so with one thread its CPU time is all of it.
@@ -107,7 +106,7 @@ def measured(
     for shape in shapes:
         for name in FORMATS:
             torch.manual_seed(0)
-            compiles = compiling == "all" or (compiling == "first" and shape == shapes[0])
+            compiles = shape in {"first": shapes[:1], "targets": TARGETS, "all": shapes, "none": []}[compiling]
             limits = {"seconds": seconds, "min_rounds": min_rounds, "max_rounds": max_rounds}
             config = measured_config(rows, shape, name, compiles, clock, limits)
             configs.append(config)
@@ -211,7 +210,9 @@ def candidates(
     state: State = plain_state(modules["ours"])
     learned = [tensor for tensor in state.values() if tensor.requires_grad]
     found["plain"] = (lambda x: row.plain(x, state, draws), learned)
-    if compiling and row.moment and not row.compiles:
+    if compiling and row.moment:
+        lone = norms.compile_algebra(row.ours(channels).train())
+        found["ours_algebra"] = (lone, list(lone.parameters()))
         separate = row.ours(channels).train()
         found["ours_compiled"] = (compiled(separate, f"{name}_ours"), list(separate.parameters()))
         found["plain_compiled"] = (compiled(found["plain"][0], f"{name}_plain"), learned)
