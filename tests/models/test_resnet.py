@@ -3,42 +3,29 @@
 from __future__ import annotations
 
 import copy
-import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models._utils import IntermediateLayerGetter
 
+from networks import Factory, Scale, authors_facts, by, layout, scales, shuffled, size
 from shiftnorm import models
 from shiftnorm.models import BasicBlock, Bottleneck, ResNet, SqueezeExcitation
 from shiftnorm.models.residual_blocks import BlockStyle
 
 same = torch.testing.assert_close
-Factory = Callable[[int], nn.Module]
 EACH_BLOCK = pytest.mark.parametrize("block", [BasicBlock, Bottleneck], ids=["basic", "bottleneck"])
 TINY = (1, 1, 1, 1)
 SHARED = [
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"),
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
 ]
-
-
-class Scale(nn.Module):
-    """A slot filler that multiplies: the place it stands in shows in the output."""
-
-    def __init__(self, channels: int, factor: float = 0.0) -> None:
-        super().__init__()
-        self.channels, self.factor = channels, factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        assert x.shape[1] == self.channels
-        return self.factor * x
 
 
 def affine_instance_norm(channels: int) -> nn.Module:
@@ -52,29 +39,11 @@ def blocks_of(model: ResNet) -> Iterator[tuple[int, BasicBlock | Bottleneck]]:
             yield number, block
 
 
-def shuffled(model: nn.Module) -> nn.Module:
-    """Give every vector of a network values that no network starts with."""
-    for name, value in model.state_dict().items():
-        if name.endswith("running_var"):
-            value.uniform_(0.5, 1.5)
-        elif value.ndim == 1:
-            value.uniform_(0.5, 1.5) if name.endswith("weight") else value.normal_(0, 0.2)
-    return model
-
-
-def listing(model: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
-    return [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
-
-
-def size(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 @pytest.mark.parametrize("name", SHARED)
 def test_state_has_torchvisions_names_shapes_and_order(name: str) -> None:
     with torch.device("meta"):
         ours, theirs = getattr(models, name)(), torchvision.models.get_model(name)
-    assert listing(ours) == listing(theirs)
+    assert layout(ours) == layout(theirs)
     assert [key for key, _ in ours.named_parameters()] == [key for key, _ in theirs.named_parameters()]
 
 
@@ -114,26 +83,8 @@ def test_the_same_seed_starts_torchvisions_network(zero: bool) -> None:
     assert zero == (not ours["layer3.1.bn2.weight"].any())
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("resnext101_32x4d", 44_177_704),
-        ("resnext152_32x4d", 59_951_400),
-        ("se_resnet18", 11_776_552),
-        ("se_resnet34", 21_954_856),
-        ("se_resnet50", 28_071_976),
-    ],
-)
-def test_parameter_counts(name: str, parameters: int) -> None:
-    with torch.device("meta"):
-        assert size(getattr(models, name)()) == parameters
-
-
 def test_ibn_nets_have_the_authors_parameter_counts(golden: Path) -> None:
-    file = golden / "models" / "ibnnet_parameter_counts.json"
-    if not file.exists():
-        pytest.skip(f"{file} is not there")
-    counts = json.loads(file.read_text())
+    counts = authors_facts(golden, "ibnnet_parameter_counts")
     checked = 0
     for official, parameters in counts.items():
         name, _, kind = official.rpartition("_ibn_")
@@ -168,12 +119,12 @@ def test_slots_stand_where_they_say(block: type[BasicBlock] | type[Bottleneck], 
     same(make(residual=Scale)(x), shortcut.relu())
     same(make(squeeze=Scale)(x), shortcut.relu())
     same(make(identity=Scale)(x), branch.relu())
-    same(make(post=lambda c: Scale(c, -2.0))(x), (-2 * (shortcut + branch)).relu())
+    same(make(post=by(-2))(x), (-2 * (shortcut + branch)).relu())
     same(make(pre=Scale)(x), (shortcut + plain.branch(zero)).relu())
     fed = x if plain.downsample is None else plain.downsample(zero)
     same(make(True, pre=Scale)(x), (fed + plain.branch(zero)).relu())
     # The module in `residual` sees what `se` made.
-    both = make(squeeze=lambda c: Scale(c, 2.0), residual=lambda c: nn.Hardtanh(-1.0, 1.0))
+    both = make(squeeze=by(2), residual=lambda c: nn.Hardtanh(-1.0, 1.0))
     same(both(x), (shortcut + (2 * branch).clamp(-1, 1)).relu())
 
 
@@ -206,7 +157,7 @@ def test_norms_stand_where_they_say() -> None:
 @EACH_BLOCK
 def test_stage_slots(block: type[BasicBlock] | type[Bottleneck], number: int, name: str) -> None:
     model = ResNet(block, TINY, 5, stage_slots={number: Scale}).eval()
-    assert [path for path, module in model.named_modules() if isinstance(module, Scale)] == [name]
+    assert list(scales(model)) == [name]
     # Zeros leave nothing of the image; Scale itself checks the number of channels.
     logits = model(torch.randn(2, 3, 32, 32))
     same(logits[0], logits[1])
@@ -231,11 +182,11 @@ def test_empty_places_cost_nothing() -> None:
 def test_squeeze_excitation_follows_its_formula_and_names() -> None:
     layer, x = SqueezeExcitation(32), torch.randn(2, 32, 3, 5)
     state = layer.state_dict()
-    assert listing(layer) == [("fc.0.weight", (2, 32)), ("fc.2.weight", (32, 2))]
+    assert layout(layer) == [("fc.0.weight", (2, 32)), ("fc.2.weight", (32, 2))]
     gate = torch.sigmoid((x.mean((2, 3)) @ state["fc.0.weight"].T).relu() @ state["fc.2.weight"].T)
     same(layer(x), x * gate[..., None, None])
     with torch.device("meta"):
-        names = [name for name, _ in listing(models.se_resnet50()) if name.startswith("layer1.0.")]
+        names = [name for name, _ in layout(models.se_resnet50()) if name.startswith("layer1.0.")]
     assert names[-9:-4] == [
         "layer1.0.bn3.num_batches_tracked",
         "layer1.0.se.fc.0.weight",
@@ -300,39 +251,6 @@ def test_modules_from_factories_keep_their_start() -> None:
     assert model.layer4[0].post.weight.abs().max() <= 1 / 512**0.5
     weight = model.layer4[0].conv2.weight
     assert abs(weight.std().item() / (2 / (9 * 512)) ** 0.5 - 1) < 0.01
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"block": nn.Identity}, TypeError, "block must be BasicBlock or Bottleneck, got .*Identity"),
-        ({"layers": (1, 1, 1)}, ValueError, r"layers must be four block counts from 1, .* got \(1, 1, 1\)"),
-        ({"layers": (1, 0, 1, 1)}, ValueError, r"got \(1, 0, 1, 1\)"),
-        ({"num_classes": 0}, ValueError, "num_classes must be at least 1, got 0"),
-        ({"in_channels": 0}, ValueError, "in_channels must be at least 1"),
-        ({"groups": 0}, ValueError, "groups must be at least 1"),
-        ({"width_per_group": 0}, ValueError, "width_per_group must be at least 1"),
-        ({"groups": 2}, ValueError, "BasicBlock has groups=1 and width_per_group=64, got 2 and 64; a Bottleneck"),
-        ({"stem": "tiny"}, ValueError, "stem must be 'imagenet' or 'cifar', got 'tiny'"),
-        ({"stride_in": "5x5"}, ValueError, "stride_in must be '3x3' or '1x1', got '5x5'"),
-        ({"replace_stride_with_dilation": [True]}, ValueError, r"one entry .* stages 2, 3 and 4, got \[True\]"),
-        ({"slots": {"end": Scale}}, ValueError, r"unknown slots \['end'\]; a block has pre, residual, identity, post"),
-        ({"stage_slots": {5: Scale}}, ValueError, r"unknown stages \[5\] .*; the stages are 0, 1, 2, 3 and 4"),
-        ({"inner_norm": [None]}, ValueError, r"inner_norm needs one entry for each of the 4 stages \(None: use norm\)"),
-        ({"stage_end": [None] * 5}, ValueError, r"stage_end needs one entry for each of the 4 stages .* got 5"),
-        ({"norm": nn.BatchNorm2d(64)}, TypeError, r"norm must be a function .* got BatchNorm2d\(64"),
-        ({"stem_norm": 3}, TypeError, "stem_norm must be a function .* got 3"),
-        ({"inner_norm": [nn.Sequential(), *[None] * 3]}, TypeError, "inner_norm must be a function"),
-        ({"squeeze": lambda channels: None}, TypeError, "squeeze must return an nn.Module, returned None for 64"),
-        ({"slots": {"pre": nn.Identity()}}, TypeError, r"slots\['pre'\] must be a function"),
-        ({"stage_end": [None, lambda c: c, None, None]}, TypeError, r"stage_end\[1\] must return .* returned 128 for"),
-        ({"stage_slots": {0: lambda c: c}}, TypeError, r"stage_slots\[0\] must return .* returned 64 for 64"),
-    ],
-    ids=lambda value: ",".join(value) if isinstance(value, dict) else None,
-)
-def test_errors(arguments: dict[str, object], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        ResNet(**({"block": BasicBlock, "layers": TINY} | arguments))
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from shiftnorm.models.convolution import check_map, convolution
-from shiftnorm.models.slots import (
-    NormFactory,
-    build,
-    build_slot,
-    check_images,
-    check_positive,
-    known_slots,
-    known_stages,
-)
+from shiftnorm.models.places import Places
+from shiftnorm.models.slots import NormFactory, check_images, check_positive
 
 __all__ = ["AllConv"]
 
@@ -43,16 +36,15 @@ class _Unit(nn.Module):
         out_channels: int,
         kernel_size: int,
         padding: int,
-        norm: NormFactory,
-        slots: Mapping[str, NormFactory],
+        places: Places,
     ) -> None:
         super().__init__()
         self.conv = convolution(in_channels, out_channels, kernel_size, padding=padding, bias=True)
-        self.after_conv = build_slot(slots, "conv", out_channels, owner=_NAME)
-        self.norm = build(norm, out_channels, owner=_NAME, argument="norm")
-        self.after_norm = build_slot(slots, "norm", out_channels, owner=_NAME)
+        self.after_conv = places.slot("conv", out_channels)
+        self.norm = places.norm(out_channels)
+        self.after_norm = places.slot("norm", out_channels)
         self.activation = _SigmoidLinear()
-        self.after_activation = build_slot(slots, "activation", out_channels, owner=_NAME)
+        self.after_activation = places.slot("activation", out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.after_norm(self.norm(self.after_conv(self.conv(x))))
@@ -138,32 +130,24 @@ class AllConv(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(_NAME, num_classes=num_classes, width=width, in_channels=in_channels)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"{_NAME}: dropout must be in [0, 1), got {dropout}")
-        slots = known_slots(slots, SLOTS, owner=_NAME)
-        stage_slots = known_stages(stage_slots, STAGES, owner=_NAME)
+        places = Places(_NAME, STAGES, SLOTS, norm=norm, slots=slots, stage_slots=stage_slots, dropout=dropout)
 
         def stage(channels: int, out_channels: int, *shapes: tuple[int, int]) -> nn.Sequential:
             return nn.Sequential(
                 *(
-                    _Unit(out_channels if index else channels, out_channels, kernel_size, padding, norm, slots)
+                    _Unit(out_channels if index else channels, out_channels, kernel_size, padding, places)
                     for index, (kernel_size, padding) in enumerate(shapes)
                 )
             )
 
-        def after(number: int, channels: int) -> nn.Module:
-            if number not in stage_slots:
-                return nn.Identity()
-            return build(stage_slots[number], channels, owner=_NAME, argument=f"stage_slots[{number}]")
-
         self.stage1 = stage(in_channels, width, (3, 1), (3, 1), (3, 1))
-        self.after_stage1 = after(1, width)
+        self.after_stage1 = places.after(1, width)
         self.stage2 = stage(width, 2 * width, (3, 1), (3, 1), (3, 1))
-        self.after_stage2 = after(2, 2 * width)
+        self.after_stage2 = places.after(2, 2 * width)
         self.stage3 = stage(2 * width, 2 * width, (3, 0), (1, 1), (1, 1))
-        self.after_stage3 = after(3, 2 * width)
+        self.after_stage3 = places.after(3, 2 * width)
         self.pool = nn.MaxPool2d(2)
-        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+        self.dropout = places.dropout()
         self.classifier = nn.Linear(2 * width, num_classes)
         nn.init.zeros_(self.classifier.bias)
 
@@ -178,8 +162,7 @@ class AllConv(nn.Module):
         Raises:
             ValueError: ``x`` is not (N, in_channels, H, W), or H or W is below 12.
         """
-        # Whoever replaced the first convolution decides what it takes.
-        check_images(x, getattr(self.stage1[0].conv, "in_channels", None), owner=_NAME)
+        check_images(x, self.stage1[0].conv, owner=_NAME)
         x = self._pooled(self.after_stage1(self.stage1(x)))
         x = self._pooled(self.after_stage2(self.stage2(x)))
         check_map(x, 3, owner=_NAME, image=SMALLEST)

@@ -11,16 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shiftnorm.models.convolution import check_map
-from shiftnorm.models.slots import (
-    NormFactory,
-    build,
-    build_slot,
-    check_images,
-    check_positive,
-    known_slots,
-    known_stages,
-    one_per_stage,
-)
+from shiftnorm.models.places import Places
+from shiftnorm.models.published import Constructor, published
+from shiftnorm.models.slots import NormFactory, check_images, check_positive
 
 __all__ = ["DenseNet", "densenet121", "densenet161", "densenet169", "densenet201"]
 
@@ -38,24 +31,18 @@ class _Layer(nn.Module):
         in_channels: int,
         growth_rate: int,
         bn_size: int,
-        norm: NormFactory,
-        inner_norm: NormFactory | None,
-        slots: Mapping[str, NormFactory],
-        dropout: float,
+        inner: int | None,
+        places: Places,
     ) -> None:
         super().__init__()
         width = bn_size * growth_rate
-        self.norm1 = (
-            build(norm, in_channels, owner=_NAME, argument="norm")
-            if inner_norm is None
-            else build(inner_norm, in_channels, owner=_NAME, argument="inner_norm")
-        )
+        self.norm1 = places.norm(in_channels, inner=inner)
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
-        self.norm2 = build(norm, width, owner=_NAME, argument="norm")
+        self.norm2 = places.norm(width)
         self.conv2 = nn.Conv2d(width, growth_rate, 3, padding=1, bias=False)
-        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
-        self.pre = build_slot(slots, "pre", in_channels, owner=_NAME)
-        self.post = build_slot(slots, "post", growth_rate, owner=_NAME)
+        self.dropout = places.dropout()
+        self.pre = places.slot("pre", in_channels)
+        self.post = places.slot("post", growth_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         new = self.conv1(F.relu(self.norm1(self.pre(x))))
@@ -66,9 +53,9 @@ class _Layer(nn.Module):
 class _Transition(nn.Module):
     """Norm, ReLU, a 1x1 convolution that halves the channels, and a mean that halves the map."""
 
-    def __init__(self, in_channels: int, norm: NormFactory) -> None:
+    def __init__(self, in_channels: int, places: Places) -> None:
         super().__init__()
-        self.norm = build(norm, in_channels, owner=_NAME, argument="norm")
+        self.norm = places.norm(in_channels)
         self.conv = nn.Conv2d(in_channels, in_channels // 2, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,16 +164,16 @@ class DenseNet(nn.Module):
                 f"{_NAME}: block_config must be four layer counts from 1, one for each dense block, "
                 f"got {block_config!r}"
             )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"{_NAME}: dropout must be in [0, 1), got {dropout}")
-        slots = known_slots(slots, SLOTS, owner=_NAME)
-        stage_slots = known_stages(stage_slots, (0, *STAGES), owner=_NAME)
-        inner = one_per_stage(inner_norm, len(STAGES), owner=_NAME, argument="inner_norm", otherwise="use norm")
-
-        def follow(number: int, channels: int) -> nn.Module:
-            if number not in stage_slots:
-                return nn.Identity()
-            return build(stage_slots[number], channels, owner=_NAME, argument=f"stage_slots[{number}]")
+        places = Places(
+            _NAME,
+            (0, *STAGES),
+            SLOTS,
+            norm=norm,
+            inner_norm=inner_norm,
+            slots=slots,
+            stage_slots=stage_slots,
+            dropout=dropout,
+        )
 
         def dense(number: int, channels: int) -> nn.Sequential:
             return nn.Sequential(
@@ -197,10 +184,8 @@ class DenseNet(nn.Module):
                             channels + index * growth_rate,
                             growth_rate,
                             bn_size,
-                            norm,
-                            None if index % inner_every else inner[number - 1],
-                            slots,
-                            dropout,
+                            None if index % inner_every else number,
+                            places,
                         ),
                     )
                     for index in range(block_config[number - 1])
@@ -210,19 +195,19 @@ class DenseNet(nn.Module):
         width = num_init_features
         features: dict[str, nn.Module] = {
             "conv0": nn.Conv2d(in_channels, width, 7, 2, 3, bias=False),
-            "norm0": build(norm, width, owner=_NAME, argument="norm"),
+            "norm0": places.norm(width),
             "relu0": nn.ReLU(),
             "pool0": nn.MaxPool2d(3, 2, 1),
-            "after_stem": follow(0, width),
+            "after_stem": places.after(0, width),
         }
         for number in STAGES:
             features[f"denseblock{number}"] = dense(number, width)
             width += block_config[number - 1] * growth_rate
-            features[f"after_denseblock{number}"] = follow(number, width)
+            features[f"after_denseblock{number}"] = places.after(number, width)
             if number != STAGES[-1]:
-                features[f"transition{number}"] = _Transition(width, norm)
+                features[f"transition{number}"] = _Transition(width, places)
                 width //= 2
-        features["norm5"] = build(norm, width, owner=_NAME, argument="norm")
+        features["norm5"] = places.norm(width)
         self.features = nn.Sequential(OrderedDict(features))
         self.include_top = include_top
         if include_top:
@@ -252,83 +237,22 @@ class DenseNet(nn.Module):
         Raises:
             ValueError: ``x`` is not (N, in_channels, H, W), or H or W is below 29.
         """
-        # Whoever replaced the first convolution decides what it takes.
-        check_images(x, getattr(self.features.conv0, "in_channels", None), owner=_NAME)
+        check_images(x, self.features.conv0, owner=_NAME)
         x = F.relu(self.features(x))
         return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1)) if self.include_top else x
 
 
-def densenet121(num_classes: int = 1000, **options: Any) -> DenseNet:
-    """Build DenseNet-121.
+def _constructor(
+    depth: int, parameters: int, growth_rate: int, block_config: tuple[int, int, int, int], num_init_features: int
+) -> Constructor[DenseNet]:
+    @published(f"densenet{depth}", f"DenseNet-{depth}", network="DenseNet", parameters=parameters)
+    def construct(num_classes: int = 1000, **options: Any) -> DenseNet:
+        return DenseNet(growth_rate, block_config, num_init_features, num_classes=num_classes, **options)
 
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in densenet121().parameters())
-        7978856
-
-    Args:
-        num_classes: number of outputs.
-        options: further arguments of ``DenseNet``.
-
-    Returns:
-        The network with random weights.
-    """
-    return DenseNet(32, (6, 12, 24, 16), 64, num_classes=num_classes, **options)
+    return construct
 
 
-def densenet161(num_classes: int = 1000, **options: Any) -> DenseNet:
-    """Build DenseNet-161.
-
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in densenet161().parameters())
-        28681000
-
-    Args:
-        num_classes: number of outputs.
-        options: further arguments of ``DenseNet``.
-
-    Returns:
-        The network with random weights.
-    """
-    return DenseNet(48, (6, 12, 36, 24), 96, num_classes=num_classes, **options)
-
-
-def densenet169(num_classes: int = 1000, **options: Any) -> DenseNet:
-    """Build DenseNet-169.
-
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in densenet169().parameters())
-        14149480
-
-    Args:
-        num_classes: number of outputs.
-        options: further arguments of ``DenseNet``.
-
-    Returns:
-        The network with random weights.
-    """
-    return DenseNet(32, (6, 12, 32, 32), 64, num_classes=num_classes, **options)
-
-
-def densenet201(num_classes: int = 1000, **options: Any) -> DenseNet:
-    """Build DenseNet-201.
-
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in densenet201().parameters())
-        20013928
-
-    Args:
-        num_classes: number of outputs.
-        options: further arguments of ``DenseNet``.
-
-    Returns:
-        The network with random weights.
-    """
-    return DenseNet(32, (6, 12, 48, 32), 64, num_classes=num_classes, **options)
+densenet121 = _constructor(121, 7_978_856, 32, (6, 12, 24, 16), 64)
+densenet161 = _constructor(161, 28_681_000, 48, (6, 12, 36, 24), 96)
+densenet169 = _constructor(169, 14_149_480, 32, (6, 12, 32, 32), 64)
+densenet201 = _constructor(201, 20_013_928, 32, (6, 12, 48, 32), 64)

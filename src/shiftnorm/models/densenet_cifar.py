@@ -10,16 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shiftnorm.models.convolution import check_map, convolution
-from shiftnorm.models.slots import (
-    NormFactory,
-    build,
-    build_slot,
-    check_images,
-    check_positive,
-    known_slots,
-    known_stages,
-    one_per_stage,
-)
+from shiftnorm.models.depth import blocks_per_stage
+from shiftnorm.models.places import Places
+from shiftnorm.models.slots import NormFactory, check_images, check_positive
 
 __all__ = ["DenseNetCifar"]
 
@@ -37,27 +30,21 @@ class _Layer(nn.Module):
         in_channels: int,
         growth_rate: int,
         bottleneck: bool,
-        norm: NormFactory,
-        inner_norm: NormFactory | None,
-        slots: Mapping[str, NormFactory],
-        dropout: float,
+        inner: int | None,
+        places: Places,
     ) -> None:
         super().__init__()
         self.bottleneck = bottleneck
         width = 4 * growth_rate if bottleneck else growth_rate
-        self.bn1 = (
-            build(norm, in_channels, owner=_NAME, argument="norm")
-            if inner_norm is None
-            else build(inner_norm, in_channels, owner=_NAME, argument="inner_norm")
-        )
+        self.bn1 = places.norm(in_channels, inner=inner)
         self.conv1 = convolution(in_channels, width, 1) if bottleneck else convolution(in_channels, width, 3, padding=1)
         if bottleneck:
-            self.bn2 = build(norm, width, owner=_NAME, argument="norm")
+            self.bn2 = places.norm(width)
             self.conv2 = convolution(width, growth_rate, 3, padding=1)
-            self.conv2_post = build_slot(slots, "conv2_post", growth_rate, owner=_NAME)
-        self.conv1_pre = build_slot(slots, "conv1_pre", in_channels, owner=_NAME)
-        self.conv1_post = build_slot(slots, "conv1_post", width, owner=_NAME)
-        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+            self.conv2_post = places.slot("conv2_post", growth_rate)
+        self.conv1_pre = places.slot("conv1_pre", in_channels)
+        self.conv1_post = places.slot("conv1_post", width)
+        self.dropout = places.dropout()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1_pre(x)
@@ -70,9 +57,9 @@ class _Layer(nn.Module):
 class _Transition(nn.Module):
     """Norm, ReLU, 1x1 convolution, and a mean that halves the map."""
 
-    def __init__(self, in_channels: int, out_channels: int, norm: NormFactory) -> None:
+    def __init__(self, in_channels: int, out_channels: int, places: Places) -> None:
         super().__init__()
-        self.bn1 = build(norm, in_channels, owner=_NAME, argument="norm")
+        self.bn1 = places.norm(in_channels)
         self.conv1 = convolution(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,29 +154,27 @@ class DenseNetCifar(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        step = 6 if bottleneck else 3
-        if depth < 4 + step or (depth - 4) % step:
-            lower = max(4 + step, depth - (depth - 4) % step)
-            raise ValueError(
-                f"{_NAME}: depth must be {step}n + 4 with n ≥ 1 for bottleneck={bottleneck}, got {depth}; "
-                f"the nearest are {lower} and {lower + step}"
-            )
+        layers = blocks_per_stage(depth, 6 if bottleneck else 3, 4, owner=_NAME, where=f" for bottleneck={bottleneck}")
         check_positive(
             _NAME, growth_rate=growth_rate, num_classes=num_classes, in_channels=in_channels, inner_every=inner_every
         )
         if not 0 < compression <= 1:
             raise ValueError(f"{_NAME}: compression must be in (0, 1], got {compression}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"{_NAME}: dropout must be in [0, 1), got {dropout}")
-        slots = known_slots(slots, SLOTS, owner=_NAME)
-        if "conv2_post" in slots and not bottleneck:
+        places = Places(
+            _NAME,
+            STAGES,
+            SLOTS,
+            norm=norm,
+            inner_norm=inner_norm,
+            slots=slots,
+            stage_slots=stage_slots,
+            dropout=dropout,
+        )
+        if "conv2_post" in (slots or {}) and not bottleneck:
             raise ValueError(
                 f"{_NAME}: the slot 'conv2_post' needs bottleneck=True; without it a layer has one convolution, "
                 f"and its new features pass through 'conv1_post'"
             )
-        stage_slots = known_stages(stage_slots, STAGES, owner=_NAME)
-        inner_norm = one_per_stage(inner_norm, len(STAGES), owner=_NAME, argument="inner_norm", otherwise="use norm")
-        layers = (depth - 4) // step
 
         def dense(number: int, channels: int) -> nn.Sequential:
             return nn.Sequential(
@@ -198,19 +183,12 @@ class DenseNetCifar(nn.Module):
                         channels + index * growth_rate,
                         growth_rate,
                         bottleneck,
-                        norm,
-                        None if index % inner_every else inner_norm[number - 1],
-                        slots,
-                        dropout,
+                        None if index % inner_every else number,
+                        places,
                     )
                     for index in range(layers)
                 )
             )
-
-        def after(number: int, channels: int) -> nn.Module:
-            if number not in stage_slots:
-                return nn.Identity()
-            return build(stage_slots[number], channels, owner=_NAME, argument=f"stage_slots[{number}]")
 
         def widths(channels: int) -> tuple[int, int]:
             grown = channels + layers * growth_rate
@@ -219,14 +197,14 @@ class DenseNetCifar(nn.Module):
         width = 2 * growth_rate
         self.conv1 = convolution(in_channels, width, 3, padding=1)
         grown, kept = widths(width)
-        self.dense1, self.after_dense1 = dense(1, width), after(1, grown)
-        self.trans1 = _Transition(grown, kept, norm)
+        self.dense1, self.after_dense1 = dense(1, width), places.after(1, grown)
+        self.trans1 = _Transition(grown, kept, places)
         width, (grown, kept) = kept, widths(kept)
-        self.dense2, self.after_dense2 = dense(2, width), after(2, grown)
-        self.trans2 = _Transition(grown, kept, norm)
+        self.dense2, self.after_dense2 = dense(2, width), places.after(2, grown)
+        self.trans2 = _Transition(grown, kept, places)
         width, (grown, _) = kept, widths(kept)
-        self.dense3, self.after_dense3 = dense(3, width), after(3, grown)
-        self.bn1 = build(norm, grown, owner=_NAME, argument="norm")
+        self.dense3, self.after_dense3 = dense(3, width), places.after(3, grown)
+        self.bn1 = places.norm(grown)
         self.fc = nn.Linear(grown, num_classes)
         nn.init.zeros_(self.fc.bias)
 
@@ -241,8 +219,7 @@ class DenseNetCifar(nn.Module):
         Raises:
             ValueError: ``x`` is not (N, in_channels, H, W), or H or W is below 4.
         """
-        # Whoever replaced the first convolution decides what it takes.
-        check_images(x, getattr(self.conv1, "in_channels", None), owner=_NAME)
+        check_images(x, self.conv1, owner=_NAME)
         x = self.trans1(self.after_dense1(self.dense1(self.conv1(x))))
         x = self.trans2(self.after_dense2(self.dense2(x)))
         x = self.after_dense3(self.dense3(x))

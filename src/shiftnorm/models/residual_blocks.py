@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, TypeAlias, final, get_args
 
 from torch import Tensor, nn
 
-from shiftnorm.models.slots import NormFactory, build, build_slot, check_positive
+from shiftnorm.models.slots import NormFactory, build, build_norm, build_slots, check_positive
 
 __all__ = ["BasicBlock", "BlockStyle", "Bottleneck", "SqueezeExcitation", "StrideIn"]
 
@@ -131,20 +131,12 @@ class _Residual(nn.Module, ABC):
             self.downsample = nn.Sequential(
                 _conv(in_channels, out_channels, 1, stride), self._norm(out_channels, style)
             )
-        self.pre = build_slot(style.slots, "pre", in_channels, owner=_NAME)
-        self.residual = build_slot(style.slots, "residual", out_channels, owner=_NAME)
-        self.identity = build_slot(style.slots, "identity", out_channels, owner=_NAME)
-        self.post = build_slot(style.slots, "post", out_channels, owner=_NAME)
+        slots = build_slots(style.slots, in_channels, out_channels, owner=_NAME)
+        self.pre, self.residual, self.identity, self.post = slots
 
     @staticmethod
-    def _norm(channels: int, style: BlockStyle) -> nn.Module:
-        return build(style.norm, channels, owner=_NAME, argument="norm")
-
-    @staticmethod
-    def _inner_norm(channels: int, style: BlockStyle) -> nn.Module:
-        if style.inner_norm is None:
-            return build(style.norm, channels, owner=_NAME, argument="norm")
-        return build(style.inner_norm, channels, owner=_NAME, argument="inner_norm")
+    def _norm(channels: int, style: BlockStyle, instead: NormFactory | None = None) -> nn.Module:
+        return build_norm(style.norm, instead, channels, owner=_NAME)
 
     def convolutions(self) -> list[nn.Conv2d]:
         """Return the block's own convolutions, without those of modules passed in."""
@@ -205,7 +197,7 @@ class BasicBlock(_Residual):
                 f"{style.width_per_group}; a Bottleneck has both"
             )
         self.conv1 = _conv(in_channels, planes, 3, stride, dilation[0])
-        self.bn1 = self._inner_norm(planes, style)
+        self.bn1 = self._norm(planes, style, style.inner_norm)
         self.conv2 = _conv(planes, planes, 3, 1, dilation[1])
         self.bn2 = self._norm(planes, style)
         self._complete(in_channels, planes, stride, style)
@@ -257,7 +249,7 @@ class Bottleneck(_Residual):
         width, out_channels = style.width(planes), planes * self.expansion
         early = style.stride_in == "1x1"
         self.conv1 = _conv(in_channels, width, 1, stride if early else 1)
-        self.bn1 = self._inner_norm(width, style)
+        self.bn1 = self._norm(width, style, style.inner_norm)
         self.conv2 = _conv(width, width, 3, 1 if early else stride, dilation[early], style.groups)
         self.bn2 = self._norm(width, style)
         self.conv3 = _conv(width, out_channels, 1)

@@ -12,6 +12,8 @@ from shiftnorm.models.residual_blocks import BasicBlock, BlockStyle, Bottleneck,
 from shiftnorm.models.slots import (
     NormFactory,
     build,
+    build_norm,
+    build_slot,
     check_images,
     check_positive,
     known_slots,
@@ -156,11 +158,7 @@ class ResNet(nn.Module):
         ends = one_per_stage(stage_end, len(STAGES), owner=_NAME, argument="stage_end", otherwise="as other blocks")
 
         self.conv1 = nn.Conv2d(in_channels, 64, *((7, 2, 3) if stem == "imagenet" else (3, 1, 1)), bias=False)
-        self.bn1 = (
-            build(norm, 64, owner=_NAME, argument="norm")
-            if stem_norm is None
-            else build(stem_norm, 64, owner=_NAME, argument="stem_norm")
-        )
+        self.bn1 = build_norm(norm, stem_norm, 64, owner=_NAME, argument="stem_norm")
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
 
@@ -176,10 +174,8 @@ class ResNet(nn.Module):
             return nn.Sequential(*blocks)
 
         def follow(number: int) -> nn.Module:
-            if number not in stage_slots:
-                return nn.Identity()
             channels = 64 * 2 ** (number - 1) * block.expansion if number else 64
-            return build(stage_slots[number], channels, owner=_NAME, argument=f"stage_slots[{number}]")
+            return build_slot(stage_slots, number, channels, owner=_NAME, argument="stage_slots")
 
         strides, dilations, before = [1], [(1, 1)], 1
         for dilated in replace_stride_with_dilation:
@@ -227,8 +223,7 @@ class ResNet(nn.Module):
         Raises:
             ValueError: ``x`` is not (N, in_channels, H, W).
         """
-        # Whoever replaced the first convolution decides what it takes.
-        check_images(x, getattr(self.conv1, "in_channels", None), owner=_NAME)
+        check_images(x, self.conv1, owner=_NAME)
         x = self.after_stem(self.maxpool(self.relu(self.bn1(self.conv1(x)))))
         x = self.after_layer1(self.layer1(x))
         x = self.after_layer2(self.layer2(x))

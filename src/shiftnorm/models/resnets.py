@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from shiftnorm.models.published import Constructor, published
 from shiftnorm.models.residual_blocks import BasicBlock, Bottleneck, SqueezeExcitation
 from shiftnorm.models.resnet import ResNet
 from shiftnorm.models.slots import NormFactory
@@ -28,330 +29,70 @@ __all__ = [
     "wide_resnet101_2",
 ]
 
+# The block and the layers of each stage, by depth.
+_NETWORKS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
 
-def resnet18(num_classes: int = 1000, **options: Any) -> ResNet:
-    """Build ResNet-18.
 
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in resnet18().parameters())
-        11689512
+def _constructor(name: str, title: str, depth: int, parameters: int, **fixed: int) -> Constructor[ResNet]:
+    @published(name, title, network="ResNet", parameters=parameters)
+    def construct(num_classes: int = 1000, **options: Any) -> ResNet:
+        return ResNet(*_NETWORKS[depth], num_classes, **fixed, **options)
 
-    Args:
-        num_classes: number of outputs.
-        options: further arguments of ``ResNet``.
+    return construct
 
-    Returns:
-        The network with random weights.
-    """
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, **options)
 
+def _resnet(depth: int, parameters: int) -> Constructor[ResNet]:
+    return _constructor(f"resnet{depth}", f"ResNet-{depth}", depth, parameters)
 
-def resnet34(num_classes: int = 1000, **options: Any) -> ResNet:
-    """Build ResNet-34.
 
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in resnet34().parameters())
-        21797672
+def _resnext(depth: int, groups: int, width: int, parameters: int) -> Constructor[ResNet]:
+    title = f"ResNeXt-{depth}, {groups} groups of {width} channels"
+    name = f"resnext{depth}_{groups}x{width}d"
+    return _constructor(name, title, depth, parameters, groups=groups, width_per_group=width)
 
-    Args:
-        num_classes: number of outputs.
-        options: further arguments of ``ResNet``.
 
-    Returns:
-        The network with random weights.
-    """
-    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, **options)
+def _wide_resnet(depth: int, parameters: int) -> Constructor[ResNet]:
+    title = f"ResNet-{depth} with twice the width inside its bottlenecks"
+    return _constructor(f"wide_resnet{depth}_2", title, depth, parameters, width_per_group=128)
 
 
-def resnet50(num_classes: int = 1000, **options: Any) -> ResNet:
-    """Build ResNet-50.
+def _se_resnet(depth: int, parameters: int) -> Constructor[ResNet]:
+    @published(
+        f"se_resnet{depth}",
+        f"ResNet-{depth} with squeeze-and-excitation",
+        network="ResNet",
+        parameters=parameters,
+        squeeze="builds the squeeze-and-excitation of each block from its channel count.",
+    )
+    def construct(num_classes: int = 1000, *, squeeze: NormFactory = SqueezeExcitation, **options: Any) -> ResNet:
+        return ResNet(*_NETWORKS[depth], num_classes, squeeze=squeeze, **options)
 
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in resnet50().parameters())
-        25557032
+    return construct
 
-    Args:
-        num_classes: number of outputs.
-        options: further arguments of ``ResNet``.
 
-    Returns:
-        The network with random weights.
-    """
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, **options)
+resnet18 = _resnet(18, 11_689_512)
+resnet34 = _resnet(34, 21_797_672)
+resnet50 = _resnet(50, 25_557_032)
+resnet101 = _resnet(101, 44_549_160)
+resnet152 = _resnet(152, 60_192_808)
 
+resnext50_32x4d = _resnext(50, 32, 4, 25_028_904)
+resnext101_32x4d = _resnext(101, 32, 4, 44_177_704)
+resnext101_32x8d = _resnext(101, 32, 8, 88_791_336)
+resnext101_64x4d = _resnext(101, 64, 4, 83_455_272)
+resnext152_32x4d = _resnext(152, 32, 4, 59_951_400)
 
-def resnet101(num_classes: int = 1000, **options: Any) -> ResNet:
-    """Build ResNet-101.
+se_resnet18 = _se_resnet(18, 11_776_552)
+se_resnet34 = _se_resnet(34, 21_954_856)
+se_resnet50 = _se_resnet(50, 28_071_976)
+se_resnet101 = _se_resnet(101, 49_292_328)
+se_resnet152 = _se_resnet(152, 66_770_984)
 
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in resnet101().parameters())
-        44549160
-
-    Args:
-        num_classes: number of outputs.
-        options: further arguments of ``ResNet``.
-
-    Returns:
-        The network with random weights.
-    """
-    return ResNet(Bottleneck, (3, 4, 23, 3), num_classes, **options)
-
-
-def resnet152(num_classes: int = 1000, **options: Any) -> ResNet:
-    """Build ResNet-152.
-
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in resnet152().parameters())
-        60192808
-
-    Args:
-        num_classes: number of outputs.
-        options: further arguments of ``ResNet``.
-
-    Returns:
-        The network with random weights.
-    """
-    return ResNet(Bottleneck, (3, 8, 36, 3), num_classes, **options)
-
-
-def resnext50_32x4d(num_classes: int = 1000, **options: Any) -> ResNet:
-    """Build ResNeXt-50, 32 groups of 4 channels.
-
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in resnext50_32x4d().parameters())
-        25028904
-
-    Args:
-        num_classes: number of outputs.
-        options: further arguments of ``ResNet``.
-
-    Returns:
-        The network with random weights.
-    """
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, groups=32, width_per_group=4, **options)
-
-
-def resnext101_32x4d(num_classes: int = 1000, **options: Any) -> ResNet:
-    """Build ResNeXt-101, 32 groups of 4 channels.
-
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in resnext101_32x4d().parameters())
-        44177704
-
-    Args:
-        num_classes: number of outputs.
-        options: further arguments of ``ResNet``.
-
-    Returns:
-        The network with random weights.
-    """
-    return ResNet(Bottleneck, (3, 4, 23, 3), num_classes, groups=32, width_per_group=4, **options)
-
-
-def resnext101_32x8d(num_classes: int = 1000, **options: Any) -> ResNet:
-    """Build ResNeXt-101, 32 groups of 8 channels.
-
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in resnext101_32x8d().parameters())
-        88791336
-
-    Args:
-        num_classes: number of outputs.
-        options: further arguments of ``ResNet``.
-
-    Returns:
-        The network with random weights.
-    """
-    return ResNet(Bottleneck, (3, 4, 23, 3), num_classes, groups=32, width_per_group=8, **options)
-
-
-def resnext101_64x4d(num_classes: int = 1000, **options: Any) -> ResNet:
-    """Build ResNeXt-101, 64 groups of 4 channels.
-
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in resnext101_64x4d().parameters())
-        83455272
-
-    Args:
-        num_classes: number of outputs.
-        options: further arguments of ``ResNet``.
-
-    Returns:
-        The network with random weights.
-    """
-    return ResNet(Bottleneck, (3, 4, 23, 3), num_classes, groups=64, width_per_group=4, **options)
-
-
-def resnext152_32x4d(num_classes: int = 1000, **options: Any) -> ResNet:
-    """Build ResNeXt-152, 32 groups of 4 channels.
-
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in resnext152_32x4d().parameters())
-        59951400
-
-    Args:
-        num_classes: number of outputs.
-        options: further arguments of ``ResNet``.
-
-    Returns:
-        The network with random weights.
-    """
-    return ResNet(Bottleneck, (3, 8, 36, 3), num_classes, groups=32, width_per_group=4, **options)
-
-
-def wide_resnet50_2(num_classes: int = 1000, **options: Any) -> ResNet:
-    """Build ResNet-50 with twice the width inside its bottlenecks.
-
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in wide_resnet50_2().parameters())
-        68883240
-
-    Args:
-        num_classes: number of outputs.
-        options: further arguments of ``ResNet``.
-
-    Returns:
-        The network with random weights.
-    """
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, width_per_group=128, **options)
-
-
-def wide_resnet101_2(num_classes: int = 1000, **options: Any) -> ResNet:
-    """Build ResNet-101 with twice the width inside its bottlenecks.
-
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in wide_resnet101_2().parameters())
-        126886696
-
-    Args:
-        num_classes: number of outputs.
-        options: further arguments of ``ResNet``.
-
-    Returns:
-        The network with random weights.
-    """
-    return ResNet(Bottleneck, (3, 4, 23, 3), num_classes, width_per_group=128, **options)
-
-
-def se_resnet18(num_classes: int = 1000, *, squeeze: NormFactory = SqueezeExcitation, **options: Any) -> ResNet:
-    """Build ResNet-18 with squeeze-and-excitation.
-
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in se_resnet18().parameters())
-        11776552
-
-    Args:
-        num_classes: number of outputs.
-        squeeze: builds the squeeze-and-excitation of each block from its channel count.
-        options: further arguments of ``ResNet``.
-
-    Returns:
-        The network with random weights.
-    """
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, squeeze=squeeze, **options)
-
-
-def se_resnet34(num_classes: int = 1000, *, squeeze: NormFactory = SqueezeExcitation, **options: Any) -> ResNet:
-    """Build ResNet-34 with squeeze-and-excitation.
-
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in se_resnet34().parameters())
-        21954856
-
-    Args:
-        num_classes: number of outputs.
-        squeeze: builds the squeeze-and-excitation of each block from its channel count.
-        options: further arguments of ``ResNet``.
-
-    Returns:
-        The network with random weights.
-    """
-    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, squeeze=squeeze, **options)
-
-
-def se_resnet50(num_classes: int = 1000, *, squeeze: NormFactory = SqueezeExcitation, **options: Any) -> ResNet:
-    """Build ResNet-50 with squeeze-and-excitation.
-
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in se_resnet50().parameters())
-        28071976
-
-    Args:
-        num_classes: number of outputs.
-        squeeze: builds the squeeze-and-excitation of each block from its channel count.
-        options: further arguments of ``ResNet``.
-
-    Returns:
-        The network with random weights.
-    """
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, squeeze=squeeze, **options)
-
-
-def se_resnet101(num_classes: int = 1000, *, squeeze: NormFactory = SqueezeExcitation, **options: Any) -> ResNet:
-    """Build ResNet-101 with squeeze-and-excitation.
-
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in se_resnet101().parameters())
-        49292328
-
-    Args:
-        num_classes: number of outputs.
-        squeeze: builds the squeeze-and-excitation of each block from its channel count.
-        options: further arguments of ``ResNet``.
-
-    Returns:
-        The network with random weights.
-    """
-    return ResNet(Bottleneck, (3, 4, 23, 3), num_classes, squeeze=squeeze, **options)
-
-
-def se_resnet152(num_classes: int = 1000, *, squeeze: NormFactory = SqueezeExcitation, **options: Any) -> ResNet:
-    """Build ResNet-152 with squeeze-and-excitation.
-
-    Example:
-        >>> import torch
-        >>> with torch.device("meta"):
-        ...     sum(weight.numel() for weight in se_resnet152().parameters())
-        66770984
-
-    Args:
-        num_classes: number of outputs.
-        squeeze: builds the squeeze-and-excitation of each block from its channel count.
-        options: further arguments of ``ResNet``.
-
-    Returns:
-        The network with random weights.
-    """
-    return ResNet(Bottleneck, (3, 8, 36, 3), num_classes, squeeze=squeeze, **options)
+wide_resnet50_2 = _wide_resnet(50, 68_883_240)
+wide_resnet101_2 = _wide_resnet(101, 126_886_696)

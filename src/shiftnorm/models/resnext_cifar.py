@@ -9,16 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shiftnorm.models.convolution import convolution
-from shiftnorm.models.slots import (
-    NormFactory,
-    build,
-    build_slot,
-    check_images,
-    check_positive,
-    known_slots,
-    known_stages,
-    one_per_stage,
-)
+from shiftnorm.models.depth import blocks_per_stage
+from shiftnorm.models.places import Places
+from shiftnorm.models.slots import NormFactory, check_images, check_positive
 
 __all__ = ["ResNeXtCifar"]
 
@@ -37,37 +30,29 @@ class _Bottleneck(nn.Module):
         stride: int,
         cardinality: int,
         base_width: int,
-        norm: NormFactory,
-        inner_norm: NormFactory | None,
-        slots: Mapping[str, NormFactory],
+        stage: int,
+        places: Places,
         identity_in_downsample: bool,
     ) -> None:
         super().__init__()
         out_channels = EXPANSION * planes
         width = cardinality * (planes * base_width // 64)
 
-        def normed(channels: int) -> nn.Module:
-            return build(norm, channels, owner=_NAME, argument="norm")
-
         self.conv_reduce = convolution(in_channels, width, 1)
-        self.bn_reduce = (
-            normed(width) if inner_norm is None else build(inner_norm, width, owner=_NAME, argument="inner_norm")
-        )
+        self.bn_reduce = places.norm(width, inner=stage)
         self.conv_conv = convolution(width, width, 3, stride, 1, groups=cardinality)
-        self.bn = normed(width)
+        self.bn = places.norm(width)
         self.conv_expand = convolution(width, out_channels, 1)
-        self.bn_expand = normed(out_channels)
+        self.bn_expand = places.norm(out_channels)
         self.keeps_shape = stride == 1 and in_channels == out_channels
         self.downsample = (
             nn.Identity()
             if self.keeps_shape
-            else nn.Sequential(convolution(in_channels, out_channels, 1, stride), normed(out_channels))
+            else nn.Sequential(convolution(in_channels, out_channels, 1, stride), places.norm(out_channels))
         )
-        self.pre = build_slot(slots, "pre", in_channels, owner=_NAME)
-        self.residual = build_slot(slots, "residual", out_channels, owner=_NAME)
-        has_identity = self.keeps_shape or identity_in_downsample
-        self.identity = build_slot(slots if has_identity else {}, "identity", out_channels, owner=_NAME)
-        self.post = build_slot(slots, "post", out_channels, owner=_NAME)
+        self.pre, self.residual, self.identity, self.post = places.around(
+            in_channels, out_channels, identity=self.keeps_shape or identity_in_downsample
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         start = self.pre(x)
@@ -162,20 +147,14 @@ class ResNeXtCifar(nn.Module):
         identity_in_downsample: bool = True,
     ) -> None:
         super().__init__()
-        if depth < 11 or (depth - 2) % 9:
-            lower = max(11, depth - (depth - 2) % 9)
-            raise ValueError(
-                f"{_NAME}: depth must be 9n + 2 with n ≥ 1, got {depth}; the nearest are {lower} and {lower + 9}"
-            )
+        blocks = blocks_per_stage(depth, 9, 2, owner=_NAME)
         check_positive(
             _NAME, cardinality=cardinality, base_width=base_width, num_classes=num_classes, in_channels=in_channels
         )
-        slots = known_slots(slots, owner=_NAME)
-        stage_slots = known_stages(stage_slots, STAGES, owner=_NAME)
-        inner_norm = one_per_stage(inner_norm, len(STAGES), owner=_NAME, argument="inner_norm", otherwise="use norm")
+        places = Places(_NAME, STAGES, norm=norm, inner_norm=inner_norm, slots=slots, stage_slots=stage_slots)
 
         self.conv_1_3x3 = convolution(in_channels, 64, 3, padding=1)
-        self.bn_1 = build(norm, 64, owner=_NAME, argument="norm")
+        self.bn_1 = places.norm(64)
 
         def stage(number: int) -> nn.Sequential:
             planes = 64 * 2 ** (number - 1)
@@ -187,24 +166,17 @@ class ResNeXtCifar(nn.Module):
                         2 if index == 0 and number > 1 else 1,
                         cardinality,
                         base_width,
-                        norm,
-                        inner_norm[number - 1],
-                        slots,
+                        number,
+                        places,
                         identity_in_downsample,
                     )
-                    for index in range((depth - 2) // 9)
+                    for index in range(blocks)
                 )
             )
 
-        def after(number: int) -> nn.Module:
-            if number not in stage_slots:
-                return nn.Identity()
-            channels = EXPANSION * 64 * 2 ** (number - 1)
-            return build(stage_slots[number], channels, owner=_NAME, argument=f"stage_slots[{number}]")
-
-        self.stage_1, self.after_stage_1 = stage(1), after(1)
-        self.stage_2, self.after_stage_2 = stage(2), after(2)
-        self.stage_3, self.after_stage_3 = stage(3), after(3)
+        self.stage_1, self.after_stage_1 = stage(1), places.after(1, EXPANSION * 64)
+        self.stage_2, self.after_stage_2 = stage(2), places.after(2, EXPANSION * 128)
+        self.stage_3, self.after_stage_3 = stage(3), places.after(3, EXPANSION * 256)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(EXPANSION * 256, num_classes)
         nn.init.kaiming_normal_(self.classifier.weight)
@@ -221,8 +193,7 @@ class ResNeXtCifar(nn.Module):
         Raises:
             ValueError: ``x`` is not (N, in_channels, H, W).
         """
-        # Whoever replaced the first convolution decides what it takes.
-        check_images(x, getattr(self.conv_1_3x3, "in_channels", None), owner=_NAME)
+        check_images(x, self.conv_1_3x3, owner=_NAME)
         x = F.relu(self.bn_1(self.conv_1_3x3(x)))
         x = self.after_stage_1(self.stage_1(x))
         x = self.after_stage_2(self.stage_2(x))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal, TypeAlias, cast, get_args
+from typing import Literal, TypeAlias, TypeVar, cast, get_args
 
 import torch.fx
 from torch import Tensor, nn
 
 NormFactory: TypeAlias = Callable[[int], nn.Module]
 SlotName: TypeAlias = Literal["pre", "residual", "identity", "post"]
+Place = TypeVar("Place", str, int)
 
 SLOTS: tuple[str, ...] = get_args(SlotName)
 
@@ -18,7 +19,9 @@ __all__ = [
     "NormFactory",
     "SlotName",
     "build",
+    "build_norm",
     "build_slot",
+    "build_slots",
     "check_images",
     "check_positive",
     "known_slots",
@@ -58,20 +61,52 @@ def build(factory: NormFactory, channels: int, *, owner: str, argument: str) -> 
     return module
 
 
-def build_slot(slots: Mapping[str, NormFactory], name: str, channels: int, *, owner: str) -> nn.Module:
+def build_norm(
+    norm: NormFactory, instead: NormFactory | None, channels: int, *, owner: str, argument: str = "inner_norm"
+) -> nn.Module:
+    """Make a norm of a network, or what a more special argument asks for in its place.
+
+    Example:
+        >>> build_norm(nn.BatchNorm2d, None, 4, owner="ResNet")
+        BatchNorm2d(4, ...)
+        >>> build_norm(nn.BatchNorm2d, nn.InstanceNorm2d, 4, owner="ResNet")
+        InstanceNorm2d(4, ...)
+
+    Args:
+        norm: what builds the network's norms, its argument ``norm``.
+        instead: what builds this norm, or None to use ``norm``.
+        channels: how many channels the module gets.
+        owner: the network, for the error.
+        argument: the argument that ``instead`` came by, for the error.
+
+    Returns:
+        The new module.
+
+    Raises:
+        TypeError: as ``build``.
+    """
+    if instead is None:
+        return build(norm, channels, owner=owner, argument="norm")
+    return build(instead, channels, owner=owner, argument=argument)
+
+
+def build_slot(
+    slots: Mapping[Place, NormFactory], name: Place, channels: int, *, owner: str, argument: str = "slots"
+) -> nn.Module:
     """Make the module of one slot; an empty slot gets an Identity, which leaves no trace in the state.
 
     Example:
         >>> build_slot({"post": nn.InstanceNorm2d}, "post", 4, owner="ResNet")
         InstanceNorm2d(4, ...)
-        >>> build_slot({"post": nn.InstanceNorm2d}, "pre", 4, owner="ResNet")
+        >>> build_slot({1: nn.InstanceNorm2d}, 2, 4, owner="ResNet", argument="stage_slots")
         Identity()
 
     Args:
-        slots: factories by slot name.
+        slots: factories by the slot's name, or by the number of a stage.
         name: the slot to make.
-        channels: channel count at this place.
+        channels: how many channels the module gets.
         owner: the network, for the error.
+        argument: the network's argument that ``slots`` came by, for the error.
 
     Returns:
         The new module.
@@ -81,7 +116,33 @@ def build_slot(slots: Mapping[str, NormFactory], name: str, channels: int, *, ow
     """
     if name not in slots:
         return nn.Identity()
-    return build(slots[name], channels, owner=owner, argument=f"slots[{name!r}]")
+    return build(slots[name], channels, owner=owner, argument=f"{argument}[{name!r}]")
+
+
+def build_slots(
+    slots: Mapping[str, NormFactory], in_channels: int, out_channels: int, *, owner: str
+) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+    """Make the modules of the four slots of a residual block.
+
+    Example:
+        >>> build_slots({"post": nn.InstanceNorm2d}, 4, 8, owner="ResNet")
+        (Identity(), Identity(), Identity(), InstanceNorm2d(8, ...))
+
+    Args:
+        slots: factories by slot name.
+        in_channels: channels of the block's input, which ``"pre"`` gets.
+        out_channels: channels of its output, which the other three get.
+        owner: the network, for the error.
+
+    Returns:
+        The modules of ``"pre"``, ``"residual"``, ``"identity"`` and ``"post"``.
+    """
+    return (
+        build_slot(slots, "pre", in_channels, owner=owner),
+        build_slot(slots, "residual", out_channels, owner=owner),
+        build_slot(slots, "identity", out_channels, owner=owner),
+        build_slot(slots, "post", out_channels, owner=owner),
+    )
 
 
 def known_slots(
@@ -190,18 +251,18 @@ def check_positive(owner: str, **values: int) -> None:
             raise ValueError(f"{owner}: {argument} must be at least 1, got {value}")
 
 
-def check_images(x: Tensor, channels: int | None, *, owner: str) -> None:
-    """Refuse an input that is no batch of images with so many channels.
+def check_images(x: Tensor, first: object, *, owner: str) -> None:
+    """Refuse an input that is no batch of images with the channels that the first layer takes.
 
     Example:
         >>> import torch
-        >>> check_images(torch.zeros(3, 32, 32), 3, owner="ResNet")
+        >>> check_images(torch.zeros(3, 32, 32), nn.Conv2d(3, 64, 7), owner="ResNet")
         Traceback (most recent call last):
         ValueError: ResNet: expected images of shape (N, 3, H, W), got (3, 32, 32); add a batch axis with x[None]
 
     Args:
         x: the input.
-        channels: how many channels the first layer takes; None if that cannot be told.
+        first: the network's first layer; where it has no ``in_channels``, images with any channels pass.
         owner: the network, for the error.
 
     Raises:
@@ -210,6 +271,8 @@ def check_images(x: Tensor, channels: int | None, *, owner: str) -> None:
     # torch.fx runs the network on stand-ins that have no shape.
     if isinstance(x, torch.fx.Proxy):
         return
+    # Whoever replaced the first convolution decides what it takes.
+    channels = getattr(first, "in_channels", None)
     shape = tuple(x.shape)
     if len(shape) == 4 and channels in (None, shape[1]) and shape[2] > 0 and shape[3] > 0:
         return

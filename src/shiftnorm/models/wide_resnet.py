@@ -8,16 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shiftnorm.models.slots import (
-    NormFactory,
-    build,
-    build_slot,
-    check_images,
-    check_positive,
-    known_slots,
-    known_stages,
-    one_per_stage,
-)
+from shiftnorm.models.depth import blocks_per_stage
+from shiftnorm.models.places import Places
+from shiftnorm.models.slots import NormFactory, check_images, check_positive
 
 __all__ = ["WideResNet"]
 
@@ -33,25 +26,20 @@ class _Block(nn.Module):
         in_channels: int,
         out_channels: int,
         stride: int,
-        norm: NormFactory,
-        inner_norm: NormFactory,
-        slots: Mapping[str, NormFactory],
-        dropout: float,
+        stage: int,
+        places: Places,
     ) -> None:
         super().__init__()
-        self.bn1 = build(norm, in_channels, owner=_NAME, argument="norm")
+        self.bn1 = places.norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-        self.bn2 = build(inner_norm, out_channels, owner=_NAME, argument="inner_norm")
+        self.bn2 = places.norm(out_channels, inner=stage)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.keeps_width = in_channels == out_channels
         self.conv_shortcut = (
             nn.Identity() if self.keeps_width else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
         )
-        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
-        self.pre = build_slot(slots, "pre", in_channels, owner=_NAME)
-        self.residual = build_slot(slots, "residual", out_channels, owner=_NAME)
-        self.identity = build_slot(slots, "identity", out_channels, owner=_NAME)
-        self.post = build_slot(slots, "post", out_channels, owner=_NAME)
+        self.dropout = places.dropout()
+        self.pre, self.residual, self.identity, self.post = places.around(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.keeps_width:
@@ -155,47 +143,23 @@ class WideResNet(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if depth < 10 or (depth - 4) % 6:
-            lower = max(10, depth - (depth - 4) % 6)
-            raise ValueError(
-                f"WideResNet: depth must be 6n + 4 with n ≥ 1, got {depth}; the nearest are {lower} and {lower + 6}"
-            )
+        blocks = blocks_per_stage(depth, 6, 4, owner=_NAME)
         check_positive(_NAME, widen_factor=widen_factor, num_classes=num_classes, in_channels=in_channels)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"WideResNet: dropout must be in [0, 1), got {dropout}")
-        slots = known_slots(slots, owner=_NAME)
-        stage_slots = known_stages(stage_slots, STAGES, owner=_NAME)
-        inner_norm = one_per_stage(inner_norm, len(STAGES), owner=_NAME, argument="inner_norm", otherwise="use norm")
-
+        places = Places(
+            _NAME, STAGES, norm=norm, inner_norm=inner_norm, slots=slots, stage_slots=stage_slots, dropout=dropout
+        )
         widths = [16, 16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
 
         def stage(number: int) -> _Stage:
-            width_in, width, inner = widths[number - 1], widths[number], inner_norm[number - 1]
-            return _Stage(
-                [
-                    _Block(
-                        width_in if index == 0 else width,
-                        width,
-                        2 if index == 0 and number > 1 else 1,
-                        norm,
-                        norm if inner is None else inner,
-                        slots,
-                        dropout,
-                    )
-                    for index in range((depth - 4) // 6)
-                ]
-            )
+            width_in, width, stride = widths[number - 1], widths[number], 1 if number == 1 else 2
+            first = _Block(width_in, width, stride, number, places)
+            return _Stage([first, *(_Block(width, width, 1, number, places) for _ in range(blocks - 1))])
 
-        def after(number: int) -> nn.Module:
-            if number not in stage_slots:
-                return nn.Identity()
-            return build(stage_slots[number], widths[number], owner=_NAME, argument=f"stage_slots[{number}]")
-
-        self.block1, self.after_block1 = stage(1), after(1)
-        self.block2, self.after_block2 = stage(2), after(2)
-        self.block3, self.after_block3 = stage(3), after(3)
-        self.bn1 = build(norm, widths[3], owner=_NAME, argument="norm")
+        self.block1, self.after_block1 = stage(1), places.after(1, widths[1])
+        self.block2, self.after_block2 = stage(2), places.after(2, widths[2])
+        self.block3, self.after_block3 = stage(3), places.after(3, widths[3])
+        self.bn1 = places.norm(widths[3])
         self.fc = nn.Linear(widths[3], num_classes)
         self._initialise()
 
@@ -219,8 +183,7 @@ class WideResNet(nn.Module):
         Raises:
             ValueError: ``x`` is not (N, in_channels, H, W).
         """
-        # Whoever replaced the first convolution decides what it takes.
-        check_images(x, getattr(self.conv1, "in_channels", None), owner=_NAME)
+        check_images(x, self.conv1, owner=_NAME)
         x = self.conv1(x)
         x = self.after_block1(self.block1(x))
         x = self.after_block2(self.block2(x))
