@@ -220,6 +220,16 @@ def test_the_flag_is_no_buffer_but_moves_and_copies() -> None:
     assert norm.to("meta").active.is_meta
 
 
+@pytest.mark.parametrize("crop", ["neither", "style", "content", "both"])
+def test_a_draw_outlives_the_controllers_next_step(crop: str) -> None:
+    norm, x = CrossNorm(crop=crop), torch.randn(4, 3, 6, 6, requires_grad=True)
+    draw = norm.draw(x)
+    y = norm(x, draw=draw)
+    norm.active.fill_(False)
+    y.sum().backward()  # autograd may hold the draw
+    torch.testing.assert_close(norm(x, draw=draw), y)
+
+
 def test_a_draw_for_another_batch_is_refused() -> None:
     norm = CrossNorm()
     with pytest.raises(ValueError, match="a draw for 4 samples, got one for 1"):

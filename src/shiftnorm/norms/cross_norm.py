@@ -193,7 +193,7 @@ class CrossNorm(MomentNorm):
             generator: a generator on x's device.
         """
         device, samples = x.device, x.shape[0]
-        acts = self.active.to(device)
+        acts = self.active.to(device, copy=True)  # a controller changes the flag between a draw and its replay
         if self.p < 1:
             acts = acts & (torch.rand((), device=device, generator=generator) < self.p)
         if self.pool_mean is not None:
