@@ -83,12 +83,17 @@ def _is_of_others(path: Path) -> bool:
         return bool({"family", "versions", "paths"} & meta.keys()) and "layer" not in meta
 
 
-def load_case(path: Path) -> Case:
+def load_entries(path: Path, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The meta and the arrays of a file that should hold ``what``."""
     with np.load(path) as z:
         if "meta" not in z.files:
-            raise ValueError(f"{path}: expected a golden case with a 'meta' entry, found the keys {z.files}")
+            raise ValueError(f"{path}: expected {what} with a 'meta' entry, found the keys {z.files}")
         meta = json.loads(str(z["meta"]))
-        arrays = {key: torch.from_numpy(np.array(z[key])) for key in z.files if key != "meta"}
+        return meta, {key: torch.from_numpy(np.array(z[key])) for key in z.files if key != "meta"}
+
+
+def load_case(path: Path) -> Case:
+    meta, arrays = load_entries(path, "a golden case")
 
     def group(prefix: str) -> dict[str, Tensor]:
         return {key[len(prefix) :]: value for key, value in arrays.items() if key.startswith(prefix)}

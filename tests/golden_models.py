@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from golden_cases import load_entries
 from golden_families import Golden, build, identify
 from golden_weights import IMAGE_GRADIENT, formula_images, formula_state, is_counter, places, probe
 from shiftnorm.norms.cross_norm import CrossNormDraw
@@ -94,11 +95,7 @@ def find_counts(directory: Path) -> list[Path]:
 
 
 def load_model_case(path: Path) -> ModelCase:
-    with np.load(path) as z:
-        if "meta" not in z.files:
-            raise ValueError(f"{path}: expected a golden network with a 'meta' entry, found the keys {z.files}")
-        meta = json.loads(str(z["meta"]))
-        arrays = {key: torch.from_numpy(np.array(z[key])) for key in z.files if key != "meta"}
+    meta, arrays = load_entries(path, "a golden network")
     if missing := {"name", "part", "family", "kw", "N", "HW"} - meta.keys():
         raise ValueError(f"{path}: expected the entries {sorted(missing)} in its meta too, found {sorted(meta)}")
     if meta["part"] not in TOLERANCE:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from typing import Any
 
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import Tensor, distributed, nn
 
+from ranks import on_ranks
 from shiftnorm.norms import BatchNorm, RunningMoments, SelfNorm
 
 
@@ -18,30 +16,19 @@ def network() -> nn.Sequential:
     return nn.Sequential(BatchNorm(4), SelfNorm(4), BatchNorm(4, momentum=None)).double()
 
 
-def _rank(rank: int, port: int, shards: list[Tensor], results: Any) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    distributed.init_process_group("gloo", rank=rank, world_size=len(shards))
+def _step(rank: int, x: Tensor) -> tuple[Any, ...]:
     model = network()
     for module in model.modules():
         if isinstance(module, RunningMoments):
             module.process_group = distributed.group.WORLD
-    x = shards[rank].requires_grad_()
-    y = model(x)
+    y = model(x.requires_grad_())
     y.square().sum().backward()
-    results[rank] = y.detach(), x.grad, model.state_dict()
-    distributed.destroy_process_group()
+    return y.detach(), x.grad, model.state_dict()
 
 
 def test_two_ranks_equal_one_batch() -> None:
     shards = [torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(1, 4, 5, dtype=torch.float64) + 2]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with multiprocessing.Manager() as manager:
-        results = manager.dict()
-        multiprocessing.spawn(_rank, args=(port, [shard.clone() for shard in shards], results), nprocs=2)
-        (first, first_gradient, first_state), (second, second_gradient, second_state) = results[0], results[1]
+    (first, first_gradient, first_state), (second, second_gradient, second_state) = on_ranks(_step, shards)
     model, x = network(), torch.cat(shards).requires_grad_()
     y = model(x)
     y.square().sum().backward()

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
-from typing import Any
-
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import Tensor, distributed
 
+from ranks import on_ranks
 from shiftnorm.ops import Affine, Moments, apply, moments
 
 
@@ -81,27 +77,17 @@ def test_errors() -> None:
         m.pooled(over="batches")
 
 
-def _rank(rank: int, port: int, shards: list[Tensor], results: Any) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    distributed.init_process_group("gloo", rank=rank, world_size=len(shards))
-    x = shards[rank].requires_grad_()
-    pooled = moments(x).pooled(over="batch", process_group=distributed.group.WORLD)
+def _pool(rank: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    pooled = moments(x.requires_grad_()).pooled(over="batch", process_group=distributed.group.WORLD)
     weight = torch.arange(1.0, 4.0, dtype=torch.float64)
     # Every rank's loss is a part of the total, as in distributed training.
     ((rank + 1) * ((pooled.mean * weight).sum() + (pooled.unbiased * weight).sum())).backward()
-    results[rank] = [pooled.mean.detach(), pooled.unbiased.detach(), x.grad]
-    distributed.destroy_process_group()
+    return pooled.mean.detach(), pooled.unbiased.detach(), x.grad
 
 
 def test_pooled_over_ranks_equals_one_batch() -> None:
     shards = [torch.randn(3, 3, 4, dtype=torch.float64), torch.randn(1, 3, 4, dtype=torch.float64) + 2]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with multiprocessing.Manager() as manager:
-        results = manager.dict()
-        multiprocessing.spawn(_rank, args=(port, [shard.clone() for shard in shards], results), nprocs=2)
-        got = dict(results)
+    got = on_ranks(_pool, shards)
     x = torch.cat(shards).requires_grad_()
     weight = torch.arange(1.0, 4.0, dtype=torch.float64)
     (3 * ((x.mean((0, 2)) * weight).sum() + (x.var((0, 2)) * weight).sum())).backward()

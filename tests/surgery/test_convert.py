@@ -14,22 +14,7 @@ from torch.nn.utils import parametrize
 from shiftnorm import norms
 from shiftnorm.norms import CNSN, IBN, BatchNorm, Chain, RepresentativeBatchNorm, SelfNorm
 from shiftnorm.surgery import convert, edits_of, insert, replace, revert
-
-
-class Net(nn.Module):
-    """Two convolutions with BatchNorm, and the same BatchNorm once more."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8, eps=1e-3, momentum=0.2)
-        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.again = self.bn1
-        self.head = nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.bn1(self.conv1(x)))
-        x = torch.relu(self.bn2(self.conv2(x)))
-        return self.head(self.again(x).mean((2, 3)))
+from tied_net import TiedNet, X
 
 
 def trained(model: nn.Module) -> nn.Module:
@@ -46,10 +31,8 @@ def trained(model: nn.Module) -> nn.Module:
 
 @pytest.fixture
 def net() -> nn.Module:
-    return trained(Net())
+    return trained(TiedNet())
 
-
-X = torch.randn(4, 3, 9, 9, generator=torch.Generator().manual_seed(1))
 
 # Replacements that keep the function of a trained network, and those that cannot.
 KEEPS = ["rbn", "bin", "batch"]
@@ -69,7 +52,7 @@ def test_replacements_that_keep_the_function(net: nn.Module, name: str) -> None:
 def test_switch_norm_is_weighted_to_batch_norm(net: nn.Module) -> None:
     net, report = convert(net, "switch", example_input=X)
     assert report.movement is not None and report.movement.max < 0.01 * report.movement.spread
-    net, report = convert(trained(Net()), "switch", preserve=False, example_input=X)
+    net, report = convert(trained(TiedNet()), "switch", preserve=False, example_input=X)
     assert report.movement is not None and report.movement.max > 0.01 * report.movement.spread
 
 
@@ -181,7 +164,7 @@ def test_inserting_beside_a_convolution_keeps_all_names(net: nn.Module, how: str
         if how == "after":
             plain = 2 * nn.functional.conv2d(hidden, net.conv2._parameters["weight"], net.conv2.bias, padding=1)
         torch.testing.assert_close(net.conv2(hidden), plain)
-    for clone in (copy.deepcopy(net), pickle.loads(pickle.dumps(trained(Net())))):
+    for clone in (copy.deepcopy(net), pickle.loads(pickle.dumps(trained(TiedNet())))):
         assert clone(X).shape == before.shape
     clone = copy.deepcopy(net)
     with torch.no_grad():
@@ -214,14 +197,14 @@ def test_own_norms_and_partials(net: nn.Module) -> None:
 
     net, report = convert(net, Mine)
     assert type(net.bn1) is Mine and net.bn1 is net.again and report.changes[0].kept[0] == "weight"
-    net, report = replace(trained(Net()), functools.partial(IBN, ratio=0.25), "bn*")
+    net, report = replace(trained(TiedNet()), functools.partial(IBN, ratio=0.25), "bn*")
     assert net.bn2.num_instance == 2 and edits_of(net)[0].norm.arguments == {"ratio": 0.25}
-    net, report = convert(trained(Net()), "IBN", ratio=0.75)
+    net, report = convert(trained(TiedNet()), "IBN", ratio=0.75)
     assert net.bn2.num_instance == 6
 
 
 def test_optimizer_groups_follow() -> None:
-    net = trained(Net())
+    net = trained(TiedNet())
     decay = [parameter for parameter in net.parameters() if parameter.dim() > 1]
     flat = [parameter for parameter in net.parameters() if parameter.dim() == 1]
     optimizer = torch.optim.SGD(

@@ -9,24 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shiftnorm.surgery import convert, insert, replace, revert
-
-X = torch.randn(4, 3, 9, 9, generator=torch.Generator().manual_seed(1))
-
-
-class Net(nn.Module):
-    """Two convolutions with BatchNorm, one of which is used twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.again = self.bn1
-        self.head = nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.bn1(self.conv1(x)))
-        x = torch.relu(self.bn2(self.conv2(x)))
-        return self.head(self.again(x).mean((2, 3)))
+from tied_net import TiedNet, X
 
 
 def groups(net: nn.Module) -> list[dict]:
@@ -58,7 +41,7 @@ def held(optimizer: torch.optim.Optimizer) -> list[int]:
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop])
 def test_state_and_groups_through_a_conversion_and_back(kind: type[torch.optim.Optimizer]) -> None:
-    net = Net()
+    net = TiedNet()
     optimizer = kind(groups(net), lr=1e-3)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
     step(net, optimizer)
@@ -87,7 +70,7 @@ def test_state_and_groups_through_a_conversion_and_back(kind: type[torch.optim.O
 
 
 def test_a_norm_beside_a_convolution_joins_the_norms_group() -> None:
-    net = Net()
+    net = TiedNet()
     optimizer = torch.optim.SGD(groups(net), lr=0.1)
     net, report = insert(net, "SelfNorm", after="conv2", optimizer=optimizer)
     assert len(report.notes) == 1
@@ -96,7 +79,7 @@ def test_a_norm_beside_a_convolution_joins_the_norms_group() -> None:
 
 
 def test_a_fused_norm_joins_its_batch_norms_group() -> None:
-    net = Net()
+    net = TiedNet()
     optimizer = torch.optim.SGD(groups(net), lr=0.1)
     net, _ = insert(net, "SelfNorm", after="bn2", optimizer=optimizer, two_branches=True)
     assert {group_of(optimizer, p) for p in net.bn2.parameters()} == {1}
@@ -105,7 +88,7 @@ def test_a_fused_norm_joins_its_batch_norms_group() -> None:
 
 
 def test_what_is_gone_leaves_no_trace() -> None:
-    net = Net()
+    net = TiedNet()
     optimizer = torch.optim.Adam(groups(net), lr=0.1)
     step(net, optimizer)
     gone = list(net.bn2.parameters())
@@ -116,7 +99,7 @@ def test_what_is_gone_leaves_no_trace() -> None:
 
 
 def test_frozen_parameters_outside_the_optimizer_stay_outside() -> None:
-    net = Net()
+    net = TiedNet()
     for parameter in (*net.conv1.parameters(), *net.bn1.parameters()):
         parameter.requires_grad_(False)
     trained = [p for p in net.parameters() if p.requires_grad]
@@ -133,7 +116,7 @@ def test_frozen_parameters_outside_the_optimizer_stay_outside() -> None:
 
 
 def test_tied_weights_are_held_once() -> None:
-    net = Net()
+    net = TiedNet()
     net.bn2.weight = net.bn1.weight
     optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
     net, report = convert(net, "rbn", optimizer=optimizer)
@@ -145,7 +128,7 @@ def test_tied_weights_are_held_once() -> None:
 
 
 def test_named_parameters_keep_their_names() -> None:
-    net = Net()
+    net = TiedNet()
     optimizer = torch.optim.AdamW(net.named_parameters(), lr=0.1)
     net, report = insert(net, "SelfNorm", after="bn2", optimizer=optimizer)
     names = dict(net.named_parameters())
@@ -157,7 +140,7 @@ def test_named_parameters_keep_their_names() -> None:
 
 
 def test_lbfgs_sees_the_new_parameters() -> None:
-    net = Net().eval()
+    net = TiedNet().eval()
     optimizer = torch.optim.LBFGS(net.parameters(), lr=0.1, max_iter=2)
     net, _ = convert(net, "rbn", optimizer=optimizer)
     before = net.bn2.center_weight.clone()
@@ -173,7 +156,7 @@ def test_lbfgs_sees_the_new_parameters() -> None:
 
 
 def test_an_optimizer_of_another_model_is_refused() -> None:
-    net, other = Net(), Net()
+    net, other = TiedNet(), TiedNet()
     optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"expected one that holds parameters of this model, got SGD"):
         convert(net, "rbn", optimizer=optimizer)
