@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import types
-import typing
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
-from importlib.resources import files
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final, Literal, final
+from typing import Any, ClassVar, Final, Literal, cast, final
 
+from shiftnorm.recipe_files import list_recipes, load_as
+from shiftnorm.recipe_tree import check_ranges, check_types, refuse, to_mapping
 from shiftnorm.variants import check_names, suggest
+
+__all__ = ["CompareRecipe", "list_recipes", "load_recipe", "parse_recipe"]
 
 # Fields that say which runs are made, or how the work is spread, and change nothing inside a run.
 _OUTSIDE_A_RUN: Final = frozenset({"norms", "seeds", "workers", "threads"})
-
-_LOWEST: Final = {
-    "depth": 10, "widen_factor": 1, "epochs": 1, "batch_size": 2, "weight_decay": 0, "shift": 0, "size": 8, "limit": 2,
-    "workers": 0, "threads": 1,
-}  # fmt: skip
 
 
 @final
@@ -63,6 +57,8 @@ class CompareRecipe:
         TypeError: for a value of the wrong type.
     """
 
+    kind: ClassVar[str] = "compare"
+
     norms: tuple[str, ...]
     corruptions: tuple[str, ...]
     seeds: tuple[int, ...] = (0, 1)
@@ -87,9 +83,7 @@ class CompareRecipe:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for name, hint in hints.items():
-            object.__setattr__(self, name, _convert(f"recipe field {name}", getattr(self, name), hint))
+        check_types(self)
         from shiftnorm.data.corruptions import CORRUPTIONS
 
         object.__setattr__(self, "norms", check_names(self.norms))
@@ -100,61 +94,54 @@ class CompareRecipe:
                 raise ValueError(
                     "corruption 'frost' needs photographs that a recipe cannot name; use frost_procedural."
                 )
-        for name, low in _LOWEST.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ValueError(f"recipe field {name}: expected at least {low}, got {value}.")
-        for name, low, high in (("momentum", 0, 1), ("test_fraction", 0, 1), ("learning_rate", 0, math.inf)):
-            if not low < getattr(self, name) < high:
-                raise ValueError(
-                    f"recipe field {name}: expected a value in ({low}, {high}), got {getattr(self, name)}."
-                )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"recipe field dropout: expected a value in [0, 1), got {self.dropout}.")
+        check_ranges(self, depth="[10, inf)", widen_factor="[1, inf)", epochs="[1, inf)", batch_size="[2, inf)")
+        check_ranges(self, weight_decay="[0, inf)", shift="[0, inf)", size="[8, inf)", limit="[2, inf)")
+        check_ranges(self, workers="[0, inf)", threads="[1, inf)", dropout="[0, 1)")
+        check_ranges(self, momentum="(0, 1)", test_fraction="(0, 1)", learning_rate="(0, inf)")
         if (self.depth - 4) % 6:
-            raise ValueError(f"recipe field depth: expected 6n + 4 (10, 16, 22, 28, 40 ...), got {self.depth}.")
+            refuse(self, "depth", "6n + 4 (10, 16, 22, 28, 40 ...)")
         if set(self.severities) - {1, 2, 3, 4, 5}:
-            raise ValueError(f"recipe field severities: expected numbers from 1 to 5, got {list(self.severities)}.")
+            refuse(self, "severities", "numbers from 1 to 5")
         for name in ("seeds", "corruptions", "severities"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                raise ValueError(f"recipe field {name}: expected one or more different values, got {list(values)}.")
+                refuse(self, name, "one or more different values")
 
     def changed(self, **values: object) -> CompareRecipe:
-        """A copy with other values, checked again."""
-        _check_fields(values, "recipe")
-        return replace(self, **typing.cast("dict[str, Any]", values))
+        """A copy with other values, checked again.
+
+        Example:
+            >>> CompareRecipe(norms=("SelfNorm",), corruptions=("fog",)).changed(seeds=[3]).seeds
+            (3,)
+        """
+        known = [field.name for field in fields(self)]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"recipe: unknown key {name!r}; {suggest(name, known)}")
+        return replace(self, **cast("dict[str, Any]", values))
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain lists, numbers and strings."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """The fields as plain lists, numbers and strings.
+
+        Example:
+            >>> CompareRecipe(norms=("SelfNorm",), corruptions=("fog",)).to_dict()["norms"]
+            ['BatchNorm', 'SelfNorm']
+        """
+        return to_mapping(self)
 
     def run_key(self, norm: str, seed: int, data_sha256: str, version: str) -> str:
         """Digest of all that decides the numbers of one run.
 
         Norms, seeds, workers and threads are left out: a comparison with more norms reuses the runs it already has.
+
+        Example:
+            >>> recipe = CompareRecipe(norms=("SelfNorm",), corruptions=("contrast",))
+            >>> recipe.run_key("SelfNorm", 0, "ff", "1")
+            '3c4ea853f2e77993'
         """
         inside = {name: value for name, value in self.to_dict().items() if name not in _OUTSIDE_A_RUN}
         content = {"recipe": inside, "norm": norm, "seed": seed, "data": data_sha256, "version": version}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def list_recipes() -> dict[str, str]:
-    """The recipes that come with the package.
-
-    Example:
-        >>> "compare-digits" in list_recipes()
-        True
-
-    Returns:
-        Name to YAML text.
-    """
-    folder = files("shiftnorm") / "recipes"
-    return {
-        item.name.removesuffix(".yaml"): item.read_text(encoding="utf-8")
-        for item in sorted(folder.iterdir(), key=lambda item: item.name)
-        if item.name.endswith(".yaml")
-    }
 
 
 def load_recipe(name: str | Path) -> CompareRecipe:
@@ -175,13 +162,7 @@ def load_recipe(name: str | Path) -> CompareRecipe:
         ValueError: for text that is no YAML mapping, unknown or repeated keys, or bad values.
         TypeError: for values of the wrong type.
     """
-    packaged = list_recipes()
-    if str(name) in packaged:
-        return parse_recipe(packaged[str(name)], str(name))
-    path = Path(name)
-    if not path.is_file():
-        raise FileNotFoundError(f"no recipe {str(name)!r}: expected a file or one of {', '.join(packaged)}.")
-    return parse_recipe(path.read_text(encoding="utf-8"), path.name)
+    return load_as(CompareRecipe, name)
 
 
 def parse_recipe(text: str, source: str) -> CompareRecipe:
@@ -204,50 +185,4 @@ def parse_recipe(text: str, source: str) -> CompareRecipe:
         ValueError: for text that is no YAML mapping, unknown, repeated or missing keys, or bad values.
         TypeError: for values of the wrong type.
     """
-    import yaml
-
-    try:
-        node = yaml.compose(text, yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as fault:
-        raise ValueError(f"{source}: expected YAML, got text that is not: {' '.join(str(fault).split())}") from fault
-    if not isinstance(content, dict) or not isinstance(node, yaml.MappingNode):
-        raise ValueError(f"{source}: expected 'key: value' lines, got {type(content).__name__}.")
-    keys = [key.value for key, _ in node.value]
-    if repeated := sorted({key for key in keys if keys.count(key) > 1}):
-        raise ValueError(f"{source}: the key {repeated[0]!r} appears more than once; keep one.")
-    _check_fields(content, source)
-    if missing := [name for name in ("norms", "corruptions") if name not in content]:
-        raise ValueError(f"{source}: the keys {', '.join(missing)} are missing.")
-    try:
-        return CompareRecipe(**content)
-    except (TypeError, ValueError) as fault:
-        raise type(fault)(f"{source}: {fault}") from fault
-
-
-def _check_fields(values: Iterable[Any], source: str) -> None:
-    known = [item.name for item in fields(CompareRecipe)]
-    for name in values:
-        if name not in known:
-            raise ValueError(f"{source}: unknown key {name!r}; {suggest(str(name), known)}")
-
-
-def _convert(what: str, value: Any, hint: Any) -> Any:
-    """The value as the hinted type where that loses nothing, else a TypeError."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else _convert(what, value, inner[0])
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise TypeError(f"{what}: expected a list, got {value!r}.")
-        return tuple(_convert(what, item, inner[0]) for item in value)
-    if origin is Literal:
-        if value not in inner:
-            raise ValueError(f"{what}: expected one of {', '.join(map(repr, inner))}, got {value!r}.")
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        advice = " YAML reads 1e-3 as text: write 1.0e-3." if hint is float and isinstance(value, str) else ""
-        raise TypeError(f"{what}: expected {hint.__name__}, got {value!r}.{advice}")
-    return value
+    return load_as(CompareRecipe, source, text)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shiftnorm.models import DenseNet, ResNeXtCifar, WideResNet, resnet18, resnet50
+from shiftnorm.models import AllConv, DenseNet, DenseNetCifar, ResNeXtCifar, WideResNet, resnet18, resnet50
 from shiftnorm.norms import CNSN, DSU, IBN, InstanceNorm, MixStyle, SelfNorm, SqueezeExcite
 from shiftnorm.surgery import convert, revert
 
@@ -23,6 +23,9 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
     "wide_resnet": partial(WideResNet, 16, 1, num_classes=4),
     "densenet": partial(DenseNet, 8, (4, 2, 4, 1), 16, num_classes=4),
     "resnext": partial(ResNeXtCifar, 11, 2, 8, num_classes=4),
+    "densenet_cifar": partial(DenseNetCifar, 10, 4, num_classes=4),
+    "densenet_bc": partial(DenseNetCifar, 16, 4, num_classes=4, bottleneck=True, compression=0.5),
+    "all_conv": partial(AllConv, 4, 8, dropout=0.0),
 }
 CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ("resnet18", {"inner_norm": [IBN, IBN, IBN, None]}, "ibn_a", {}),
@@ -43,6 +46,14 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ("densenet", {"stage_slots": {1: MixStyle, 2: MixStyle}}, "mixstyle", {}),
     ("resnext", {"inner_norm": [IBN, IBN, None]}, "ibn_a", {}),
     *(("resnext", {"slots": {slot: SelfNorm}}, f"selfnorm@{slot}", {}) for slot in SLOTS),
+    *(("densenet_cifar", {"slots": {slot: CNSN}}, f"cnsn@{slot}", {}) for slot in ("conv1_pre", "conv1_post")),
+    *(
+        ("densenet_bc", {"slots": {slot: CNSN}}, f"cnsn@{slot}", {})
+        for slot in ("conv1_pre", "conv1_post", "conv2_post")
+    ),
+    *(("all_conv", {"slots": {slot: CNSN}}, f"cnsn@{slot}", {}) for slot in ("conv", "norm", "activation")),
+    ("all_conv", {"slots": {"activation": SelfNorm}}, "selfnorm@post", {}),
+    ("all_conv", {"stage_slots": {1: MixStyle, 2: MixStyle}}, "mixstyle", {}),
 ]
 
 

@@ -31,6 +31,7 @@ CONSTRUCTORS: dict[str, Callable[..., nn.Module]] = {
     "densenet_bc100_12": partial(DenseNetCifar, 100, 12, bottleneck=True, compression=0.5),
     "resnext29_4x32": partial(ResNeXtCifar, 29, 4, 32),
     "resnext29_8x64": partial(ResNeXtCifar, 29, 8, 64),
+    "wide_resnet10_1": partial(WideResNet, 10, 1),
     "wide_resnet16_4": partial(WideResNet, 16, 4),
     "wide_resnet28_2": partial(WideResNet, 28, 2),
     "wide_resnet28_10": partial(WideResNet, 28, 10),

@@ -35,9 +35,9 @@ class BlockFamily(NamedTuple):
 
     Args:
         types: qualified names of classes. A subclass belongs too while it keeps ``forward``.
-        slots: places for "pre", "residual", "identity" and "post". Of several the first applies whose child is there
-            (for "fill": is empty); an Identity is passed over where another one applies. A slot that is missing has no
-            module to hang on.
+        slots: places for "pre", "residual", "identity" and "post", and for slots that only these blocks have. Of
+            several the first applies whose child is there (for "fill": is empty); an Identity is passed over where
+            another one applies. A slot that is missing has no module to hang on.
         inner: names for the first norm that only the residual branch sees, where IBN-a stands; the first that is there.
             Empty where that norm is none over channels on axis 1.
         out: children whose channels add up to the block's output; empty: the child of the place "residual".
@@ -46,6 +46,7 @@ class BlockFamily(NamedTuple):
         lacks: attributes that must be absent or empty.
         into: children of which the first that is there gets as many channels as the branch; empty: the child of the
             place "pre".
+        widths: for slots in the middle of the branch, the child in front, which tells their channels.
     """
 
     types: tuple[str, ...]
@@ -56,6 +57,7 @@ class BlockFamily(NamedTuple):
     has: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     into: tuple[str, ...] = ()
+    widths: Mapping[str, str] = {}
 
 
 def before(*children: str) -> tuple[Place, ...]:

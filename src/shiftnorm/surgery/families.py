@@ -9,7 +9,7 @@ from torch import nn
 
 from shiftnorm.surgery.block_family import BlockFamily, Place
 from shiftnorm.surgery.kinds import kind_of
-from shiftnorm.surgery.own_blocks import BY_SLOTS, OWN_BLOCKS, SLOTS
+from shiftnorm.surgery.own_blocks import BY_SLOTS, MORE_SLOTS, OWN_BLOCKS, SLOTS
 from shiftnorm.surgery.timm_blocks import TIMM_BLOCKS
 from shiftnorm.surgery.torchvision_blocks import TORCHVISION_BLOCKS
 
@@ -184,7 +184,8 @@ def place_of(block: Block, slot: str) -> Place | None:
     Args:
         block: one of ``find_blocks``.
         slot: "pre", the start of the residual branch; "residual", its end; "identity", the shortcut behind its
-            projection; or "post", after the addition and before an activation that follows.
+            projection; "post", after the addition and before an activation that follows; or a slot that blocks of this
+            kind alone have, such as "conv1_pre".
 
     Returns:
         The place, with the child's name relative to the block.
@@ -192,8 +193,8 @@ def place_of(block: Block, slot: str) -> Place | None:
     Raises:
         ValueError: an unknown slot.
     """
-    if slot not in SLOTS:
-        raise ValueError(f"place_of: expected a slot of {', '.join(SLOTS)}, got {slot!r}.")
+    if slot not in (*SLOTS, *MORE_SLOTS):
+        raise ValueError(f"place_of: expected a slot of {', '.join((*SLOTS, *MORE_SLOTS))}, got {slot!r}.")
     second: Place | None = None
     for place in block.family.slots.get(slot, ()):
         there, child = _child(block.module, place.child)
@@ -230,7 +231,10 @@ def channels_at(block: Block, place: Place) -> int | None:
     Raises:
         ValueError: the block has no such child.
     """
-    for slot in SLOTS:
+    for slot, child in block.family.widths.items():
+        if place in block.family.slots[slot]:
+            return width_out(block.module.get_submodule(child))
+    for slot in (*SLOTS, *MORE_SLOTS):
         if place != place_of(block, slot) and place not in block.family.slots.get(slot, ()):
             continue
         if slot == "pre":

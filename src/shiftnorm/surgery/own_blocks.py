@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from shiftnorm.surgery.block_family import BlockFamily, Place
 
-__all__ = ["BY_SLOTS", "OWN_BLOCKS", "SLOTS"]
+__all__ = ["BY_SLOTS", "MORE_SLOTS", "OWN_BLOCKS", "SLOTS"]
 
 SLOTS = ("pre", "residual", "identity", "post")
+# Positions that only one of our backbones has, by the names its constructor gives them.
+MORE_SLOTS = ("conv1_pre", "conv1_post", "conv2_post", "conv", "norm", "activation")
 
 
 def _named(slot: str, *names: str) -> tuple[Place, ...]:
@@ -45,19 +47,26 @@ OWN_BLOCKS: tuple[BlockFamily, ...] = (
     # As in its authors' network the first slot changes what is passed on, too.
     BlockFamily(
         ("shiftnorm.models.densenet_cifar._Layer",),
-        {"pre": _named("conv1_pre"), **_NEW_MAPS},
+        {"pre": _named("conv1_pre"), **_NEW_MAPS, **{slot: _named(slot) for slot in MORE_SLOTS[:3]}},
         inner=("bn1",),
         out=("conv2",),
         dense=True,
         has=("conv2",),
+        widths={"conv1_post": "conv1"},
     ),
     BlockFamily(
         ("shiftnorm.models.densenet_cifar._Layer",),
-        {"pre": _named("conv1_pre"), **_NEW_MAPS},
+        {"pre": _named("conv1_pre"), **_NEW_MAPS, **{slot: _named(slot) for slot in MORE_SLOTS[:2]}},
         inner=("bn1",),
         out=("conv1",),
         dense=True,
         lacks=("conv2",),
+    ),
+    # No shortcut, so that nothing is the end of a branch; its authors number the three positions 1, 2 and 3.
+    BlockFamily(
+        ("shiftnorm.models.all_conv._Unit",),
+        {slot: _named(f"after_{slot}") for slot in MORE_SLOTS[3:]} | {"post": _named("after_activation")},
+        out=("conv",),
     ),
 )
 # Any block with four modules of these names is built like ours.

@@ -11,6 +11,7 @@ from torch import nn
 
 from shiftnorm.surgery.carry import NormSpec, plain, roster_name
 from shiftnorm.surgery.edit import Edit
+from shiftnorm.surgery.own_blocks import MORE_SLOTS
 from shiftnorm.surgery.planners import ALL_BUT_LAST, PLANNERS, Placement, Plan
 from shiftnorm.surgery.report import Skipped
 from shiftnorm.surgery.sites import Selector
@@ -86,7 +87,8 @@ def plan(
         model: the model; it is only looked at.
         placement: "ibn_a", "cnsn@post" and so on, the name of a norm, its class, or a function from a channel count.
         where: restricts the sites, see ``select``.
-        slot: "pre", "residual", "identity" or "post" of every block, instead of the usual place; as after the @.
+        slot: "pre", "residual", "identity" or "post" of every block, or a slot that only some blocks have by its name
+            there, instead of the usual place; as after the @.
         preserve: prefer the start that keeps the function over the published one.
         only_replace: put the norm in the place of others, whatever its usual places are.
         arguments: keyword arguments of the norm.
@@ -107,9 +109,10 @@ def plan(
     given = {**usual, **spec.arguments, **(arguments or {})}  # what a partial says counts more than what is usual
     spec = spec._replace(arguments=given)
     if slot is not None:
-        if slot not in SLOTS:
-            near = difflib.get_close_matches(slot, SLOTS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(SLOTS)}."
+        known = (*SLOTS, *MORE_SLOTS)
+        if slot not in known:
+            near = difflib.get_close_matches(slot, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}."
             raise ValueError(f"convert: unknown slot {slot!r}; {hint}")
         if chosen.at in ("inner", "ibn_b"):
             raise ValueError(f"convert: {what} has its own places and takes no slot, got {slot!r}.")
