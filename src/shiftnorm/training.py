@@ -17,7 +17,8 @@ import torch
 from shiftnorm.data import ImageSet, digits_on_photos, load_folder
 from shiftnorm.evaluate.sweep import sweep
 from shiftnorm.recipe import CompareRecipe
-from shiftnorm.tasks import Batches, Classify
+from shiftnorm.tasks import Classify
+from shiftnorm.tasks.generator_batches import GeneratorBatches
 from shiftnorm.trained import pack_network
 from shiftnorm.variants import build
 
@@ -132,8 +133,8 @@ def _make_task(recipe: CompareRecipe, norm: str, seed: int, train: ImageSet, ste
     )
 
 
-def _make_batches(recipe: CompareRecipe, train: ImageSet, seed: int) -> Batches:
-    return Batches(
+def _make_batches(recipe: CompareRecipe, train: ImageSet, seed: int) -> GeneratorBatches:
+    return GeneratorBatches(
         train.images.to(recipe.device),
         train.labels.to(recipe.device),
         batch_size=recipe.batch_size,

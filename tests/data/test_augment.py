@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from shiftnorm.data import random_shift_flip
+from shiftnorm.data.augment import Augmentation, random_shift_flip, shift_flip
+from shiftnorm.data.corruptions.draws import Stream
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -64,3 +65,43 @@ def test_gradients_and_empty_batch() -> None:
 def test_errors(shape: tuple[int, ...], pad: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         random_shift_flip(torch.zeros(shape), pad=pad, generator=seeded())
+
+
+def test_an_augmentation_gives_each_image_its_own_draw() -> None:
+    images, indices = torch.randint(1, 256, (300, 2, 6, 5)).to(torch.uint8), torch.arange(300)
+    augment = Augmentation(shift=2, flip=True, seed=4)
+    out = augment(images, 1, indices)
+    shifted = Stream(4, "shift_flip", 1, indices)
+    shifts, mirrored = shifted.integers(0, 5, 2), shifted.uniform() < 0.5
+    assert 100 < int(mirrored.sum()) < 200 and len(shifts.unique(dim=0)) == 25
+    for image, result, (y, x), flip in zip(images, out, shifts.tolist(), mirrored.tolist(), strict=True):
+        cut = F.pad(image, (2,) * 4)[:, y : y + 6, x : x + 5]
+        assert torch.equal(result, cut.flip(-1) if flip else cut)
+    backwards = augment(images.flip(0), 1, indices.flip(0))
+    assert torch.equal(backwards.flip(0), out)
+    assert not torch.equal(augment(images, 2, indices), out)
+
+
+def test_an_augmentation_cuts_then_mirrors() -> None:
+    images, indices = torch.randint(0, 256, (40, 3, 16, 16)).to(torch.uint8), torch.arange(40)
+    cut = Augmentation(resized=12, seed=4)(images, 1, indices)
+    both = Augmentation(resized=12, flip=True, seed=4)(images, 1, indices)
+    mirrored = torch.tensor([torch.equal(a, b.flip(-1)) for a, b in zip(cut, both, strict=True)])
+    kept = torch.tensor([torch.equal(a, b) for a, b in zip(cut, both, strict=True)])
+    assert cut.shape == (40, 3, 12, 12) and bool((mirrored ^ kept).all()) and 8 < int(mirrored.sum()) < 32
+
+
+def test_nothing_to_do() -> None:
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    assert Augmentation()(images, 0, torch.arange(2)) is images
+
+
+@pytest.mark.parametrize("arguments", [{"shift": -1}, {"resized": 0}, {"resized": 8, "shift": 1}])
+def test_impossible_augmentations(arguments: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="expected shift >= 0, or resized >= 1 without a shift"):
+        Augmentation(**arguments)
+
+
+def test_draws_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"\(N, 2\) shifts, \(N,\) mirrored and pad >= 0, got .*, pad 0"):
+        shift_flip(torch.zeros(2, 3, 4, 4), torch.zeros(3, 2).long(), torch.zeros(2).bool(), pad=0)

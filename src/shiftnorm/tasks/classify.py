@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import final
+from typing import TYPE_CHECKING, Any, final
 
 import lightning as L
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+
+from shiftnorm.norms import RunningMoments
+from shiftnorm.surgery import sync
+from shiftnorm.tasks.average import WeightAverage
+from shiftnorm.tasks.guard import FiniteGuard
+from shiftnorm.tasks.normalize import Normalize
+from shiftnorm.tasks.objective import Objective
+from shiftnorm.tasks.schedule import rate_factor
+
+if TYPE_CHECKING:
+    from shiftnorm.train_recipe import OptimizerRecipe, TrainRecipe
 
 
 @final
 class Classify(L.LightningModule):
-    """Train a classifier of uint8 images: cross-entropy, SGD with Nesterov momentum, a cosine from step to step.
+    """Train a classifier of uint8 images: cross-entropy or an objective, SGD, a learning rate from step to step.
+
+    :meth:`of` makes one from a training recipe. The constructor alone gives plain training, as ``shiftnorm compare``
+    does it: cross-entropy, Nesterov momentum, and
 
         lr(step) = learning_rate · ½(1 + cos(π · step / steps))
 
@@ -26,22 +40,31 @@ class Classify(L.LightningModule):
 
     Args:
         model: maps (N, 3, H, W) float images to (N, classes) scores.
-        steps: training steps in total; the learning rate reaches 0 there.
+        steps: optimizer steps in total; the learning rate reaches its end there.
         learning_rate: at the first step.
         momentum: of SGD, Nesterov's form.
         weight_decay: L2 penalty on every parameter.
         mean: per channel, subtracted from images scaled to [0, 1].
         std: per channel, divided by.
         channels_last: memory format of the batches; convolutions on a CPU are faster with True.
-        before_step: called before every training forward, e.g. `CrossNormController.step`.
+        before_step: called before every training forward, e.g. `CrossNormController.step`; not with an objective.
+        objective: the training loss; None for cross-entropy. It has its own mean and std.
+        optimizer: SGD and its schedule; None for what the numbers above say.
+        steps_per_epoch: optimizer steps; for milestones and warmup, which count epochs.
+        ema: decay of averaged weights, which are then the ones evaluated; 0 for none.
+        synced: in a distributed job, norms pool over all ranks (`surgery.sync`).
+        compiled: run the model through `torch.compile`.
 
-    Shape: `forward` takes (N, 3, H, W) uint8 images and gives (N, classes) scores.
-    State: that of the model; mean and std as buffers.
-    Raises: ArithmeticError naming the step where the loss stops being finite; ValueError for impossible arguments.
+    Shape: `forward` takes (N, 3, H, W) uint8 images and gives (N, classes) scores. Batches are (images, labels) or
+        (images, labels, indices); indices are only used to name samples.
+    State: that of the model, under ``model.``; ``average.`` with ema; ``statistics.`` with separate statistics. Draws
+        follow from the seed and the number of batches seen, which checkpoints keep: no state of a generator is needed.
+    Modes: training uses the model; evaluation the averaged weights where there are any.
+    Raises: ArithmeticError where a loss or gradient stops being finite, naming the step, the layer and the samples,
+        with the weights as they were before; ValueError for impossible arguments.
+    Cost: in a distributed job one number is summed over the ranks per batch, so that a rank with fewer samples counts
+        less.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -55,6 +78,12 @@ class Classify(L.LightningModule):
         std: tuple[float, ...] = (0.25, 0.25, 0.25),
         channels_last: bool = True,
         before_step: Callable[[], object] | None = None,
+        objective: Objective | None = None,
+        optimizer: OptimizerRecipe | None = None,
+        steps_per_epoch: int = 1,
+        ema: float = 0.0,
+        synced: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         if steps < 1 or not learning_rate > 0 or not 0 < momentum < 1 or weight_decay < 0 or min(std) <= 0:
@@ -62,64 +91,206 @@ class Classify(L.LightningModule):
                 "Classify: expected steps >= 1, learning_rate > 0, 0 < momentum < 1, weight_decay >= 0 and std > 0, "
                 f"got {steps}, {learning_rate}, {momentum}, {weight_decay}, {std}."
             )
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = model.to(memory_format=self.memory_format)
+        if objective is not None and (objective.model is not model or before_step is not None):
+            raise ValueError(
+                "Classify: expected an objective made for the same model, and no before_step beside it, got "
+                f"{'another model' if objective.model is not model else 'both'}."
+            )
+        self.normalize = Normalize(mean, std, channels_last=channels_last) if objective is None else objective.normalize
+        self.model = model.to(memory_format=self.normalize.memory_format)
         self.steps, self.learning_rate, self.momentum, self.weight_decay = steps, learning_rate, momentum, weight_decay
-        self.before_step = before_step
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.optimizer, self.steps_per_epoch = optimizer, steps_per_epoch
+        self.synced, self.compiled, self._configured = synced, compiled, False
+        if optimizer is not None:
+            self.learning_rate = optimizer.learning_rate
+        self.before_step, self.objective = before_step, objective
+        self.average = WeightAverage(model, ema) if ema > 0 else None
+        if objective is not None:
+            self.statistics = objective.statistics
+        self.guard = self._new_guard()
+        self.batches_seen = 0
         self.epoch_losses: list[float] = []
         self._losses: list[Tensor] = []
-        self._epoch_start = 0
+
+    @classmethod
+    def of(
+        cls,
+        recipe: TrainRecipe,
+        model: nn.Module,
+        *,
+        batches_per_epoch: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        classes: int,
+    ) -> Classify:
+        """The task of a training recipe.
+
+        Example:
+            >>> from shiftnorm.train_recipe import LoopRecipe, TrainRecipe
+            >>> recipe = TrainRecipe("toy", loop=LoopRecipe(epochs=3, accumulate=4))
+            >>> Classify.of(recipe, nn.Flatten(), batches_per_epoch=10, mean=(0.5,), std=(0.5,), classes=2).steps
+            9
+
+        Args:
+            recipe: its optimizer, crossnorm, augmix, loss and loop are looked at.
+            model: the network, after its last edit.
+            batches_per_epoch: per process, before accumulation.
+            mean: per channel of images in [0, 1].
+            std: likewise.
+            classes: how many.
+        """
+        loop = recipe.loop
+        steps_per_epoch = math.ceil(batches_per_epoch / loop.accumulate)
+        normalize = Normalize(mean, std, channels_last=loop.channels_last)
+        return cls(
+            model,
+            steps=loop.epochs * steps_per_epoch,
+            objective=Objective.of(recipe, model, normalize, classes=classes),
+            optimizer=recipe.optimizer,
+            steps_per_epoch=steps_per_epoch,
+            ema=loop.ema,
+            synced=loop.synced,
+            compiled=loop.compile,
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        """Subtracted from images scaled to [0, 1], (1, C, 1, 1)."""
+        return self.normalize.mean
+
+    @property
+    def std(self) -> Tensor:
+        """Divided by, (1, C, 1, 1)."""
+        return self.normalize.std
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network to evaluate and to keep: the averaged one where there is one."""
+        return self.model if self.average is None else self.average.module
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores of uint8 images."""
-        x = images.to(memory_format=self.memory_format)
-        return self.model(x.to(self.mean.dtype).div(255).sub(self.mean).div(self.std))
+        return (self.model if self.training else self.evaluated)(self.normalize(images))
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Training loss of a batch, after the `before_step` call."""
+        return self._loss_and_parts(images, labels)[0]
+
+    def _loss_and_parts(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.objective is not None:
+            return self.objective(images, labels, self.batches_seen)
         if self.before_step is not None:
             self.before_step()
-        return F.cross_entropy(self(images), labels)
+        return F.cross_entropy(self(images), labels), {}
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def configure_model(self) -> None:
+        """Let norms pool over all ranks, and compile, for Lightning, which calls this before it wraps the model."""
+        if self._configured:
+            return
+        self._configured = True
+        if self.synced and _world() > 1 and any(_pools(module) for module in self.model.modules()):
+            sync(self.model)
+        if self.compiled:
+            self.model.compile()  # in place, so that the names of the state stay
+
+    def _new_guard(self) -> FiniteGuard:
+        return FiniteGuard(self.model, self, f" of {self.steps}; try a learning rate below {self.learning_rate}")
+
+    def on_fit_start(self) -> None:
+        """Forget what an interrupted training left behind, for Lightning."""
+        self.guard = self._new_guard()
+
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """One step, for Lightning."""
-        loss = self.loss(*batch)
+        images, labels, *indices = batch
+        self.guard.begin(self.trainer.global_step + 1)
+        step = self.batches_seen
+        loss, parts = self._loss_and_parts(images, labels)
+        self.guard.note(loss, indices[0] if indices else None, lambda: self._again(images, labels, step))
+        self.batches_seen += 1
         self._losses.append(loss.detach())
-        # On an accelerator, looking at the loss would wait for it: there it is looked at once per epoch.
-        if loss.device.type == "cpu":
-            self._check_finite()
-        self.log("loss", loss.detach(), prog_bar=True, logger=False)
-        return loss
+        logged = bool(self.trainer.loggers)
+        self.log("loss", loss.detach(), prog_bar=True, logger=logged)
+        for name, part in parts.items():
+            self.log(name, part, logger=logged)
+        return loss if _world() == 1 else loss * self._share(images)
 
-    def on_train_epoch_start(self) -> None:
-        """Start the epoch's list of losses."""
-        self._epoch_start += len(self._losses)
-        self._losses.clear()
+    def _again(self, images: Tensor, labels: Tensor, step: int) -> object:
+        return self(images) if self.objective is None else self.objective(images, labels, step)
+
+    def _share(self, images: Tensor) -> Tensor:
+        """Number of samples over the ranks' mean number: gradients are averaged as if all ranks had as many."""
+        total = torch.full((), float(len(images)), device=images.device)
+        distributed.all_reduce(total)
+        return len(images) * _world() / total
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look at loss and gradients while nothing has changed, for Lightning."""
+        # A scaler finds gradients beyond half precision all the time, and skips those steps by itself.
+        self.guard.end(gradients=getattr(self.trainer.precision_plugin, "scaler", None) is None)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the recipe says, for Lightning."""
+        clip = gradient_clip_val if self.optimizer is None else self.optimizer.clip
+        self.clip_gradients(optimizer, gradient_clip_val=clip, gradient_clip_algorithm=gradient_clip_algorithm)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and let the averaged weights follow, for Lightning."""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update(self.model)
 
     def on_train_epoch_end(self) -> None:
         """Keep the epoch's mean loss."""
-        self._check_finite()
-        self.epoch_losses.append(torch.stack(self._losses).mean().item())
+        self.guard.check()
+        if self._losses:
+            self.epoch_losses.append(torch.stack(self._losses).mean().item())
+            self._losses.clear()
 
-    def _check_finite(self) -> None:
-        on_cpu = self._losses[-1].device.type == "cpu"
-        first = len(self._losses) - 1 if on_cpu else 0
-        finite = torch.stack(self._losses[first:]).isfinite()
-        if not bool(finite.all()):
-            index = first + int(finite.int().argmin())
-            raise ArithmeticError(
-                f"the training loss is {self._losses[index].item()} at step {self._epoch_start + index + 1} "
-                f"of {self.steps}; try a learning rate below {self.learning_rate}."
-            )
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the draws follow from, and the losses; refuse to save weights that are not finite."""
+        self.guard.check()
+        losses = torch.stack(self._losses).cpu() if self._losses else torch.zeros(0)
+        checkpoint["classify"] = {"batches_seen": self.batches_seen, "losses": losses, "epochs": [*self.epoch_losses]}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up what was kept."""
+        state = checkpoint["classify"]
+        self.batches_seen, self.epoch_losses = state["batches_seen"], [*state["epochs"]]
+        self._losses = [*state["losses"].to(self.mean.device).unbind()]
 
     def configure_optimizers(self) -> dict[str, object]:
-        """SGD with Nesterov momentum and a cosine over the steps, for Lightning."""
+        """SGD and the learning rate of every step, for Lightning."""
+        recipe = self.optimizer
+        if recipe is None:
+            momentum, decay, nesterov, options = self.momentum, self.weight_decay, True, {}
+        else:
+            momentum, decay, nesterov = recipe.momentum, recipe.weight_decay, recipe.nesterov
+            options = {
+                "schedule": recipe.schedule,
+                "final": recipe.final_learning_rate / recipe.learning_rate,
+                "milestones": tuple(epoch * self.steps_per_epoch for epoch in recipe.milestones),
+                "factor": recipe.factor,
+                "warmup": recipe.warmup * self.steps_per_epoch,
+            }
         optimizer = torch.optim.SGD(
-            self.parameters(), self.learning_rate, self.momentum, weight_decay=self.weight_decay, nesterov=True
+            self.model.parameters(), self.learning_rate, momentum, weight_decay=decay, nesterov=nesterov
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1.0)))
+            optimizer, lambda step: rate_factor(step, steps=self.steps, **options)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _world() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _pools(module: nn.Module) -> bool:
+    kinds = (RunningMoments, nn.modules.batchnorm._BatchNorm)
+    return isinstance(module, kinds) and getattr(module, "pools_batch", True)
