@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import shiftnorm
+from command_line import one_clear_line
 from pictures import tree
 from shiftnorm import cli, cli_corrupt, trained
 from shiftnorm.evaluate.measure import Measurer
@@ -25,19 +26,6 @@ from shiftnorm.variants import build
 
 QUICK = ["--corruptions", "contrast", "--severities", "5", "--bootstrap", "20"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(shiftnorm.__file__).parents[1])}
-
-
-@pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Run the command line in an empty directory; give back status, output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        status = cli.main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture
@@ -56,14 +44,6 @@ def compared(tmp_path_factory):
     )  # fmt: skip
     compare(recipe, data_dir=folder, out_dir=root / "runs", say=lambda line: None)
     return root / "runs", folder
-
-
-def one_clear_line(result, *parts):
-    status, _, err = result
-    lines = [line for line in err.splitlines() if line.startswith("shiftnorm: error: ")]
-    assert status == 2 and len(lines) == 1, result
-    for part in parts:
-        assert part in lines[0]
 
 
 class Mean(nn.Module):
@@ -110,6 +90,16 @@ def test_evaluate_a_file_then_report(run, pets, tmp_path):
     assert "<title>Two nets</title>" in (tmp_path / "both.html").read_text()
     one_clear_line(run("report", folder, "--out", "both.html"), "both.html exists already; --force overwrites it")
     assert run("report", folder, "--out", "both.html", "--force")[0] == 0
+
+
+def test_the_folder_of_a_recipes_run(run, pets, tmp_path):
+    model = build_model("shiftnorm/wide_resnet16_4", num_classes=2)
+    model.input_normalization = ((0.5,) * 3, (0.25,) * 3)
+    save(model, tmp_path / "train-small-seed0" / "model.safetensors")
+    assert run("evaluate", "train-small-seed0", "--data", pets, *QUICK, "--out", "r")[0] == 0
+    result = Result.load("r")
+    assert result.name == "train-small-seed0" and result.settings["normalize"] == "the model's input_normalization"
+    one_clear_line(run("evaluate", "train-small-seed0", "--data", pets, "--pretrained"), "is of a run of a recipe")
 
 
 def test_again_measures_nothing_and_other_settings_are_refused(run, pets, monkeypatch):
@@ -228,7 +218,10 @@ def test_first_mistakes_of_evaluate(run, pets, tmp_path):
         ([net], ["expected --data"]),
         ([net, "--data", "nowhere"], ["there is nothing at nowhere"]),
         ([net, "--data", "cifar11"], ["did you mean the data set 'cifar10"]),
-        ([net, "--data", "cifar10-c"], ["is corrupted already", "give cifar10."]),
+        ([net, "--data", "cifar10-c", "--root", tmp_path], ["no cifar10-c in", "CIFAR-10-C/CORRUPTION.npy", "--root"]),
+        ([net, "--data", "cifar10-p", "--root", tmp_path], ["no cifar10-p in", "CIFAR-10-P/PERTURBATION.npy"]),
+        ([net, *data, "--clean", "mine"], ["--clean and --partial are for images that are corrupted already"]),
+        ([net, *data, "--classes", "c.txt"], ["there is no file --classes c.txt"]),
         ([net, "--data", "imagenet", "--root", tmp_path], ["expected there: val/WNID/FILE", "--root"]),
         (["shiftnorm/wide_resnet16", *data], ["unknown model"]),
         (["nowhere.safetensors", *data], ["there is no file nowhere.safetensors"]),
@@ -238,7 +231,6 @@ def test_first_mistakes_of_evaluate(run, pets, tmp_path):
         ([net, *data, "--corruptions", "frost"], ["--frost-dir", "frost_procedural"]),
         ([net, *data, "--severities", 6], ["--severities from 1 to 5, got 6"]),
         ([net, *data, "--normalize", "imagnet"], ["expected --normalize model, imagenet"]),
-        ([net, *data], ["does not say how its inputs are normalized", "--normalize imagenet"]),
         ([net, *data, "--normalize", "none", "--constants", "cifar"], ["cifar32"]),
         ([net, *data, "--normalize", "none", "--baseline", "vgg"], ["expected --baseline alexnet"]),
         ([net, *data, "--device", "gpu"], ["expected --device such as cpu"]),
@@ -251,9 +243,30 @@ def test_first_mistakes_of_evaluate(run, pets, tmp_path):
         one_clear_line(run("evaluate", *words), *parts)
     assert not (tmp_path / "runs").exists()
     words = ["evaluate", net, *data, *QUICK, "--normalize", "none", "--num-classes", 1]
-    one_clear_line(run(*words), "labels from 0 to 1")
+    one_clear_line(
+        run(*words), "the model has 1 outputs, but pets has 2 classes, labels from 0 to 1", "--num-classes 2"
+    )
     one_clear_line(run("report", "nowhere"), "no file nowhere")
     one_clear_line(run("report", "nowhere", "--out", "r.pdf"), "expected --out to end in .html")
+
+
+def test_the_outputs_names(run, pets, tmp_path):
+    (tmp_path / "classes.txt").write_text("dog\neel\ncat\n")
+    words = ["evaluate", "shiftnorm/wide_resnet16_4", "--num-classes", 3, "--data", pets, *QUICK, "--normalize", "none"]
+    one_clear_line(run(*words), "the model has 3 outputs, but pets has 2 classes", "--classes FILE")
+    assert run(*words, "--classes", "classes.txt", "--out", "r")[0] == 0
+    assert Result.load("r").data["class_subset"] == [2, 0]
+    (tmp_path / "classes.txt").write_text("dog\ndog\n")
+    one_clear_line(run(*words, "--classes", "classes.txt"), "one name a line, each once")
+    (tmp_path / "classes.txt").write_text("dog\neel\n")
+    one_clear_line(run(*words, "--classes", "classes.txt"), "not trained on, such as 'cat'")
+
+
+def test_a_normalization_that_nobody_names_is_warned_of(run, pets):
+    words = ["evaluate", "shiftnorm/wide_resnet16_4", "--num-classes", 2, "--data", pets, *QUICK, "--out", "r"]
+    status, out, _ = run(*words)
+    assert status == 0 and "warning: robustness: the model does not say how its inputs are normalized" in out
+    assert "given images in [0, 1]" in Path("r/report.html").read_text()
 
 
 def test_random_weights_are_said(run, pets):
@@ -297,6 +310,7 @@ def test_first_mistakes_of_corrupt(run, pets, tmp_path):
         ([pets, "--out", "c", "--layout", "cifar-c", "--severities", 1], ["leave out --severities"]),
         ([pets, "--out", "c", "--preprocess", "huge"], ["must look like"]),
         ([pets, "--out", "c", "--frost-dir", tmp_path], ["frost1.png"]),
+        (["cifar10-c", "--out", "c"], ["is corrupted already", "give cifar10.", "shiftnorm evaluate MODEL --data"]),
     ):
         one_clear_line(run("corrupt", *words), *parts)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["mine", "pets"]

@@ -16,19 +16,6 @@ SMALL = ["shiftnorm/wide_resnet16_4", "--num-classes", "3", "--input", "3x16x16"
 
 
 @pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Run the command line in an empty directory; give back status, output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        status = cli.main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
 def converted(run):
     """A small model with IBN, written by the command line."""
     assert run("convert", *SMALL, "--with", "ibn_a", "--out", "a.safetensors")[0] == 0

@@ -45,7 +45,9 @@ _ARGUMENTS = (
         "split",
     ),
     *("on_error", "root", "domain", "wnids", "out", "amp", "seed", "bootstrap", "download", "workers", "baseline"),
+    *("clean", "perturbations", "difficulty", "limit"),
 )
+_FUNCTIONS = "robustness|measure_stability|open_dataset|open_corrupted|open_sequences|corrupt"
 LINE_SECONDS = 10.0
 
 
@@ -156,13 +158,14 @@ def speaking_of_options() -> Iterator[None]:
 
         def option(match: re.Match[str]) -> str:
             value = (match[2] or "").strip("'\"")
-            return f"--{match[1].replace('_', '-')}" + (f" {value}" if value and value != "True" else "")
+            return f"--{match[1].replace('_', '-')}" + (f" {value}" if value and value not in ("True", "...") else "")
 
-        said = re.sub(rf"\b({names})=('[^']*'|\"[^\"]*\"|True)?", option, text)
+        text = text.replace("on_missing='skip'", "--partial")
+        said = re.sub(rf"\b({names})=('[^']*'|\"[^\"]*\"|True|[.]{{3}})?", option, text)
         said = re.sub(r"(?<=\bpass )(frost_dir|batch_size)()\b", option, said)
-        said = said.removeprefix("robustness: ").removeprefix("open_dataset: ").removeprefix("corrupt: ")
+        said = re.sub(rf"^(?:{_FUNCTIONS}): ", "", said)
         kind = ValueError if isinstance(fault, KeyError) else type(fault)
-        if said == text and kind is type(fault):
+        if said == str(fault) and kind is type(fault):
             raise
         try:
             changed = kind(said)
@@ -222,7 +225,8 @@ def open_images(options: argparse.Namespace) -> Dataset:
     if options.data in CORRUPTED:
         raise ValueError(
             f"{options.data} is corrupted already, and corruptions are made from clean images: give "
-            f"{options.data.removesuffix('-c')}. A published cell of it is read by shiftnorm.data.open_dataset."
+            f"{options.data.removesuffix('-c')}. As it is, it is measured by shiftnorm evaluate MODEL --data "
+            f"{options.data}."
         )
     with speaking_of_options():
         if options.limit is not None and options.limit < 1:

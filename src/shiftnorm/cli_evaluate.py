@@ -19,18 +19,31 @@ from shiftnorm.cli_corrupt import (
     speaking_of_options,
     stopping_politely,
 )
+from shiftnorm.cli_open import (
+    add_file_options,
+    data_kind,
+    match_classes,
+    names_in_files,
+    open_files,
+    open_frames,
+    read_classes,
+)
+from shiftnorm.cli_report import add_report_verb, require
 from shiftnorm.cli_surgery import add_verb
 
 if TYPE_CHECKING:
     from torch import nn
 
     from shiftnorm.data import Dataset
+    from shiftnorm.data.corrupted_set import CorruptedSet
     from shiftnorm.evaluate.baselines import Baseline
     from shiftnorm.evaluate.result import Result
+    from shiftnorm.evaluate.stability_result import StabilityResult
 
 __all__ = ["add_evaluate_verbs"]
 
 _RANDOM = " (random weights)"
+_TRAINED = f"model{SUFFIX}"
 NORMALIZATIONS = ("model", "imagenet", "half", "none", "bytes")
 _BASELINES = {"alexnet": "AlexNet", "alexnet-robustbench-5k": "AlexNet, RobustBench 5k"}
 
@@ -60,15 +73,21 @@ def add_evaluate_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
             "evaluate timm/resnet18 --weights mine.pth --num-classes 7 --data photos --constants imagenet224",
             "evaluate cnsn.safetensors --data photos --normalize imagenet --corruptions fog snow --limit 50",
             "evaluate runs/compare-pets/CNSN-seed0 --data pets --baseline runs/batchnorm --out runs/cnsn",
+            "evaluate timm/resnet50 --pretrained --data imagenet-c --root DIR --clean DIR/val --baseline alexnet",
+            "evaluate runs/compare/CNSN-seed0 --data CIFAR-10-C --clean cifar10 --corruptions fog snow",
+            "evaluate cnsn.safetensors --data cifar10-p --root DIR --difficulty 2",
             "report runs/batchnorm runs/cnsn --out both.html",
         ],
     )
     evaluate.usage = "shiftnorm evaluate MODEL --data DATA [options]"
     evaluate.add_argument(
-        "model", metavar="MODEL", help=f"a {SUFFIX} file of ours, a run of `shiftnorm compare` (FOLDER/NORM-seedN), or "
-        "LIBRARY/NAME as `shiftnorm models` lists it"
+        "model", metavar="MODEL", help=f"a {SUFFIX} file of ours, a run of `shiftnorm compare` (FOLDER/NORM-seedN), a "
+        f"folder with {_TRAINED} as recipes leave it, or LIBRARY/NAME as `shiftnorm models` lists it"
     )  # fmt: skip
-    evaluate.add_argument("--data", metavar="DATA", help="a folder or archive of images, or a data set's name")
+    evaluate.add_argument(
+        "--data", metavar="DATA", help="a folder or archive of images, clean or corrupted already, or of perturbation "
+        "sequences; or a data set's name"
+    )  # fmt: skip
     evaluate.add_argument("--out", metavar="DIR", help="where results go (default: runs/evaluate-MODEL-DATA)")
     evaluate.add_argument("--name", metavar="TEXT", help="what the report calls the model")
     evaluate.add_argument(
@@ -83,7 +102,7 @@ def add_evaluate_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--normalize", nargs="+", metavar="HOW", default=["model"],
         help=f"what its inputs are normalized by: {', '.join(NORMALIZATIONS)}, or six numbers, mean and std (default: "
-        "model, what the model says)",
+        "model: what the model says, else timm or torchvision of its weights, else none, with a warning)",
     )  # fmt: skip
     model.add_argument(
         "--allow-code", action="store_true", help="let MODEL be package.module:function, which is imported and run"
@@ -97,39 +116,31 @@ def add_evaluate_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
 
     add_corruption_options(evaluate, constants="the set published for images of this size, if there is one")
     add_data_options(evaluate)
+    add_file_options(evaluate)
     evaluate.add_argument("--wnids", metavar="FILE", help="the classes behind the outputs, for ImageNet's relatives")
+    evaluate.add_argument(
+        "--classes", metavar="FILE", help="the names of the model's outputs, one a line, where those of the data are "
+        "some of them or come in another order"
+    )  # fmt: skip
     evaluate.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode images")
     evaluate.set_defaults(run=_evaluate)
-
-    report = add_verb(
-        verbs,
-        common,
-        "report",
-        help="compare the results of several evaluations in one report",
-        description="Write one report of several evaluations; the others are compared with the first, image by image.",
-        examples=["report runs/batchnorm runs/cnsn", "report runs/*/result.json --out all.html --title 'All nets'"],
-    )
-    report.add_argument("results", nargs="+", metavar="RESULT", help="a folder of `shiftnorm evaluate`, or result.json")
-    report.add_argument(
-        "--out", type=Path, metavar="FILE.html", default=Path("report.html"),
-        help="the page; .md and .csv are written beside it (default: report.html)",
-    )  # fmt: skip
-    report.add_argument("--title", metavar="TEXT", help="of the page")
-    report.add_argument("--force", action="store_true", help="overwrite files that exist")
-    report.set_defaults(run=_report)
+    add_report_verb(verbs, common)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    _require("jinja2", "safetensors")
-    names = named_corruptions(options)
+    require("evaluate", "jinja2", "safetensors")
+    kind = data_kind(options)
+    names = named_corruptions(options) if kind == "images" else names_in_files(options)
     normalize = _normalization(options.normalize)
-    baseline = _baseline(options.baseline)
+    baseline = _baseline(options.baseline, kind)
     device = _device(options.device)
     _check_model_options(options)
     with warnings.catch_warnings():
         # they are part of the result, which is printed
         warnings.filterwarnings("ignore", category=UserWarning, module=__name__)
-        result, out = _measure(options, names, normalize, baseline, device)
+        if kind == "sequences":
+            return _measure_sequences(options, normalize, baseline, device)
+        result, out = _measure(options, kind, names, normalize, baseline, device)
     from shiftnorm.evaluate.html_report import write_report
 
     report = write_report(result, out / "report.html")
@@ -137,32 +148,54 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(
-    options: argparse.Namespace, names: tuple[str, ...], normalize: Any, baseline: Any, device: str
-) -> tuple[Result, Path]:
+def _opened(options: argparse.Namespace) -> tuple[nn.Module, str, dict[str, Any] | None]:
     import torch
-
-    from shiftnorm.evaluate.robustness import robustness
 
     # random weights are the same again when the command is repeated
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model, name, about = _open(options)
+    if name.endswith(_RANDOM):
+        print("The weights are random: neither --pretrained nor --weights was given.", flush=True)
+    return model, name, about
+
+
+def _out(options: argparse.Namespace, name: str, data: str) -> Path:
+    default = f"evaluate-{name}-{data}"
+    return Path("runs", re.sub(r"[^\w.-]+", "-", default)) if options.out is None else Path(options.out)
+
+
+def _images(options: argparse.Namespace, kind: str, about: dict[str, Any] | None) -> Dataset | CorruptedSet:
+    """The images, with the outputs that their classes belong to."""
+    classes = read_classes(options.classes) if options.classes else about["classes"] if about else None
+    if kind == "corrupted":
+        files = open_files(options)
+        return files if classes is None else replace(files, clean=match_classes(files.clean, classes))
+    if options.clean is not None or options.partial:
+        raise ValueError(
+            "evaluate: --clean and --partial are for images that are corrupted already, CORRUPTION.npy with labels.npy "
+            f"or CORRUPTION/SEVERITY/CLASS/FILE; {options.data} is not of such a layout."
+        )
     dataset = _of_run(options, about) if about else None
     if dataset is None:
         if options.data is None:
             raise ValueError("evaluate: expected --data, a folder of images or a data set's name, such as cifar10.")
         dataset = open_images(options)
-    if about:
-        dataset = _match_classes(dataset, about["classes"])
-    if name.endswith(_RANDOM):
-        print("The weights are random: neither --pretrained nor --weights was given.", flush=True)
-    default = f"evaluate-{name}-{dataset.name}"
-    out = Path("runs", re.sub(r"[^\w.-]+", "-", default)) if options.out is None else Path(options.out)
+    return dataset if classes is None else match_classes(dataset, classes)
+
+
+def _measure(
+    options: argparse.Namespace, kind: str, names: Any, normalize: Any, baseline: Any, device: str
+) -> tuple[Result, Path]:
+    from shiftnorm.evaluate.robustness import robustness
+
+    model, name, about = _opened(options)
+    images = _images(options, kind, about)
+    out = _out(options, name, images.name)
     with speaking_of_options(), stopping_politely():
         result = robustness(
             model,
-            dataset,
+            images,
             names,
             options.severities,
             options.seed,
@@ -184,10 +217,34 @@ def _measure(
     return result, out
 
 
-def _require(*modules: str) -> None:
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ModuleNotFoundError(f'evaluate needs {", ".join(missing)}. Install with: pip install "shiftnorm[train]"')
+def _measure_sequences(options: argparse.Namespace, normalize: Any, baseline: Any, device: str) -> int:
+    from shiftnorm.evaluate.sequence_stability import measure_stability
+
+    model, name, _ = _opened(options)
+    frames = open_frames(options)
+    chosen = [each.replace("-", "_") for each in options.perturbations]
+    out = _out(options, name, frames.name)
+    with speaking_of_options(), stopping_politely():
+        result = measure_stability(
+            model,
+            frames,
+            chosen[0] if chosen == ["published"] else chosen,
+            difficulty=options.difficulty,
+            normalize=normalize,
+            batch_size=options.batch_size,
+            device=device,
+            amp=True if options.amp == "default" else options.amp,
+            channels_last=options.channels_last,
+            limit=options.limit,
+            out=out,
+            baseline=baseline,
+            on_missing="skip" if options.partial else "raise",
+            name=options.name or name,
+            command=options.command,
+            resamples=options.bootstrap,
+        )
+    print(f"{result}\nResult: {out / 'stability.md'}")
+    return 0
 
 
 def _normalization(words: list[str]) -> Any:
@@ -205,12 +262,15 @@ def _normalization(words: list[str]) -> Any:
     return numbers[:3], numbers[3:]
 
 
-def _baseline(given: str | None) -> Baseline | Result | None:
+def _baseline(given: str | None, kind: str) -> Baseline | Result | StabilityResult | None:
     from shiftnorm.evaluate.baselines import BASELINES
     from shiftnorm.evaluate.result import Result
+    from shiftnorm.evaluate.stability_result import StabilityResult
 
     if given is None:
         return None
+    if kind == "sequences":
+        return StabilityResult.load(given)
     if given.lower() in _BASELINES:
         return BASELINES[_BASELINES[given.lower()]]
     if not Path(given).exists():
@@ -248,6 +308,11 @@ def _open(options: argparse.Namespace) -> tuple[nn.Module, str, dict[str, Any] |
     """The model, what to call it, and what is known of a run of a comparison."""
     from shiftnorm.trained import find_network, is_network, load_network
 
+    folder = Path(options.model)
+    if (folder / _TRAINED).is_file():  # of a run of a recipe
+        options.model = str(folder / _TRAINED)
+        _refuse_library_options(options, "of a run of a recipe")
+        return open_model(options), folder.absolute().name, None
     found = find_network(options.model)
     if found is not None and is_network(found):
         _refuse_library_options(options, "a run of a comparison")
@@ -255,8 +320,8 @@ def _open(options: argparse.Namespace) -> tuple[nn.Module, str, dict[str, Any] |
         return model, f"{about['norm']}, seed {about['seed']}", about
     if Path(options.model).is_dir():
         raise ValueError(
-            f"evaluate: {options.model} is a folder, but not one of `shiftnorm compare`; expected a {SUFFIX} file, a "
-            "run, or LIBRARY/NAME."
+            f"evaluate: {options.model} is a folder, but not one of `shiftnorm compare`, nor has it the {_TRAINED} of "
+            f"a recipe's run; expected a {SUFFIX} file, a run, or LIBRARY/NAME."
         )
     if is_file(options.model):
         _refuse_library_options(options, "a file")
@@ -307,64 +372,3 @@ def _of_run(options: argparse.Namespace, about: dict[str, Any]) -> Dataset | Non
     held = held if options.limit is None else held.limit(options.limit)
     print(f"{len(held):,} images of {held.name} that the comparison held back.", flush=True)
     return held
-
-
-def _match_classes(dataset: Dataset, classes: list[str]) -> Dataset:
-    """Let the labels point at the network's outputs, by the names of the classes."""
-    import torch
-
-    if list(dataset.classes) == classes or dataset.class_subset is not None:
-        return dataset
-    if strangers := [name for name in dataset.classes if name not in classes]:
-        raise ValueError(
-            f"evaluate: {dataset.name} has classes that the network was not trained on, such as {strangers[0]!r}; it "
-            f"knows {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}."
-        )
-    return replace(dataset, class_subset=torch.tensor([classes.index(name) for name in dataset.classes]))
-
-
-def _report(options: argparse.Namespace) -> int:
-    _require("jinja2", "safetensors")
-    from shiftnorm.evaluate.html_report import write_report
-    from shiftnorm.evaluate.paired_results import find_comparisons
-    from shiftnorm.evaluate.robustness_table import find_mismatches, label_results
-
-    out: Path = options.out
-    if out.suffix != ".html":
-        raise ValueError(f"report: expected --out to end in .html, got {out}.")
-    taken = [file for ending in (".html", ".md", ".csv") if (file := out.with_suffix(ending)).exists()]
-    if taken and not options.force:
-        raise FileExistsError(f"report: {taken[0]} exists already; --force overwrites it, or choose another --out.")
-    results = [_load(where) for where in options.results]
-    comparisons = find_comparisons(results)
-    write_report(results, out, title=options.title, comparisons=comparisons)
-    labels = label_results(results)
-    width = max(map(len, labels))
-    for place, (label, result) in enumerate(zip(labels, results, strict=True)):
-        line = f"{label:{width}}  clean {result.clean.error} %"
-        if result.mean_corruption_error is not None:
-            line += f", corrupted {result.mean_corruption_error} %"
-        found = comparisons[place].mean_corruption_error if place in comparisons else None
-        if found is not None:
-            line += f", against {labels[0]} {found}"
-        elif place:
-            reasons = find_mismatches(results[0], result) or ["the cells of one of them are gone"]
-            line += f", not compared with {labels[0]}: {'; '.join(reasons)}"
-        print(line)
-    print(f"Report: {out}")
-    return 0
-
-
-def _load(where: str) -> Result:
-    from shiftnorm.evaluate.result import RESULT_FILE, Result
-
-    path = Path(where)
-    if path.is_dir() and not (path / RESULT_FILE).is_file():
-        if (path / "records").is_dir():
-            raise ValueError(
-                f"report: {where} is a comparison, whose report is {path / 'report.html'}; evaluate its runs first: "
-                f"shiftnorm evaluate {path}/NORM-seedN --data DATA."
-            )
-        if (path / "cells").is_dir():
-            raise ValueError(f"report: {where} is an unfinished evaluation; repeat its command to finish it.")
-    return Result.load(path)

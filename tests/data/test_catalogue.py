@@ -14,6 +14,7 @@ from pictures import pixels_of, tree
 from shiftnorm.data import DATASETS, open_dataset
 from shiftnorm.data.archive import unpack_archive
 from shiftnorm.data.catalogue import default_root
+from shiftnorm.data.sequences import SEQUENCE_SETS
 from shiftnorm.data.sources import SOURCES
 
 NAMES = [f"{label}/{number}.png" for label in ("cat", "dog") for number in range(2)]
@@ -148,7 +149,13 @@ def test_a_missing_set_says_where_to_put_it(tmp_path: Path, name: str, monkeypat
 
 
 def test_every_name_has_a_source() -> None:
-    assert set(DATASETS) == set(SOURCES)
+    assert {*DATASETS, *SEQUENCE_SETS} == set(SOURCES)
+
+
+@pytest.mark.parametrize("name", SEQUENCE_SETS)
+def test_sequences_are_pointed_to_their_reader(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} holds sequences without labels.*open_sequences.'{name}'"):
+        open_dataset(name)
 
 
 def test_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shiftnorm.evaluate.normalization import NAMED, Normalization, choose_normalization, known_normalization
+from shiftnorm.evaluate.normalization import (
+    NAMED,
+    Normalization,
+    choose_normalization,
+    known_normalization,
+    unknown_warning,
+)
 from shiftnorm.evaluate.plausibility import check_inputs, first_norm_distance
 from shiftnorm.evaluate.robustness import robustness
 from shiftnorm.models import create_model
@@ -169,14 +175,32 @@ def test_the_whole_evaluation_warns(trained):
 def test_the_model_says_it_itself():
     model = small_net()
     assert known_normalization(model) is None
-    with pytest.raises(ValueError, match=r'Sequential does not say how .* Pass normalize="imagenet"'):
-        choose_normalization(model, "model")
+    silent = choose_normalization(model, "model")
+    assert silent.mean == (0.0,) * 3 and silent.std == (1.0,) * 3
+    assert 'Pass what it was trained with: normalize="imagenet"' in unknown_warning(silent)[0]
+    assert unknown_warning(choose_normalization(model, "none")) == []
     model.input_normalization = CIFAR
     assert choose_normalization(model, "model").mean == CIFAR[0]
     assert choose_normalization(nn.DataParallel(model), "model").mean == CIFAR[0]
     model.input_normalization = ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4))
     with pytest.raises(ValueError, match=r"not for images in \[0, 1\]"):
         choose_normalization(model, "model")
+
+
+def test_what_is_given_goes_before_what_the_model_says_and_that_before_its_weights(trained):
+    pytest.importorskip("torchvision")
+    model = build_model("torchvision/resnet18")
+    assert choose_normalization(model, "model").name == "torchvision's weights of this architecture"
+    model.input_normalization = CIFAR
+    assert choose_normalization(model, "model").name == "the model's input_normalization"
+    assert choose_normalization(model, "half").name == "half"
+    # of a model that says nothing it is told in the result, also where nothing else looks wrong
+    with pytest.warns(UserWarning, match="the model does not say how its inputs are normalized"):
+        result = robustness(trained["none"], TEST, "contrast", [5], progress=False, bootstrap=0, constants="cifar32")
+    assert len(result.warnings) == 1 and result.settings["normalize"] == "none, as the model does not say"
+    with pytest.warns(UserWarning) as both:
+        robustness(trained["imagenet"], TEST, "contrast", [5], progress=False, bootstrap=0)
+    assert len(both) == 2
 
 
 def test_timm_and_torchvision_say_it():

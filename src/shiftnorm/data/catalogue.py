@@ -145,6 +145,11 @@ def open_dataset(
     if split not in SPLITS:
         raise ValueError(f"open_dataset: split must be one of {', '.join(SPLITS)}, got {split!r}")
     name = str(where)
+    if isinstance(where, str) and name in SOURCES and name not in _READERS:
+        raise ValueError(
+            f"open_dataset: {name} holds sequences without labels, not images: shiftnorm.data.open_sequences({name!r}) "
+            f"reads them, and shiftnorm evaluate MODEL --data {name} measures a model on them"
+        )
     # A Path is always a place, also one that is called like a data set.
     named = isinstance(where, str) and name in _READERS
     reading = Reading(

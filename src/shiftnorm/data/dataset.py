@@ -13,7 +13,7 @@ from torch.utils.data import Dataset as MapDataset
 
 from shiftnorm.data.decode import UnreadableImage
 from shiftnorm.data.image_set import ImageSet
-from shiftnorm.data.pixels import Failure, Pixels, TensorPixels
+from shiftnorm.data.pixels import Failure, FilePixels, Pixels, TensorPixels
 from shiftnorm.data.provenance import Provenance, Skipped
 
 __all__ = ["Batch", "Dataset"]
@@ -321,6 +321,17 @@ class Dataset(MapDataset[tuple[Tensor, int]]):
         """
         whole = self.in_memory(workers=workers)
         return ImageSet(whole.images(), whole.labels, whole.classes, whole.name)
+
+    def files(self) -> list[str] | None:
+        """Return the file of every image; None for images in memory or in an array.
+
+        Example:
+            >>> Dataset.of_images("pets", torch.zeros(4, 3, 8, 8).byte(), torch.zeros(4).long(), ("cat",)).files()
+        """
+        pixels, chosen = self.pixels, range(len(self))
+        if isinstance(pixels, _Selected):
+            pixels, chosen = pixels.pixels, pixels.chosen.tolist()
+        return [pixels.paths[index] for index in chosen] if isinstance(pixels, FilePixels) else None
 
     def describe(self) -> dict[str, Any]:
         """Return name, counts, provenance and what was skipped, as records keep them.

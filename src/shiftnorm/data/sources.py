@@ -65,6 +65,7 @@ def _zenodo(record: int, name: str, checksum: str, size: int | None) -> SourceFi
 
 _BERKELEY = "https://people.eecs.berkeley.edu/~hendrycks"
 _WNIDS = "WNID/FILE, one folder per WordNet number"
+_VIDEOS = "WNID/FILE.mp4"
 _DOMAINS = "DOMAIN/CLASS/FILE"
 
 # Checksums of Zenodo are those its records state.
@@ -107,6 +108,15 @@ SOURCES: dict[str, Source] = {
             _zenodo(2235448, "digital.tar", "89157860d7b10d5797849337ca2e5c03", 7757510705),
             _zenodo(2235448, "extra.tar", "d492dfba5fc162d8ec2c3cd8ee672984", 15789490144),
         ),
+    ),
+    "cifar10-p": Source(
+        "https://zenodo.org/records/2535967",
+        "CIFAR-10-P/PERTURBATION.npy (or CIFAR-10-P.tar)",
+        (_zenodo(2535967, "CIFAR-10-P.tar", "125d6775afc5846ea84584d7524dedff", None),),
+    ),
+    "imagenet-p": Source(
+        "https://zenodo.org/records/3565846",
+        f"PERTURBATION/{_VIDEOS}, or frames as PERTURBATION/[CLASS/]SEQUENCE/FRAME",
     ),
     "imagenet-v2": Source(
         "https://github.com/modestyachts/ImageNetV2", "imagenetv2-matched-frequency-format-val/NUMBER/FILE"

@@ -26,7 +26,9 @@ from shiftnorm.evaluate.paired import compare_images, compare_seeds, mcnemar
 from shiftnorm.evaluate.record import Record, read_record, write_record
 from shiftnorm.evaluate.result import Result
 from shiftnorm.evaluate.robustness import robustness
+from shiftnorm.evaluate.sequence_stability import measure_stability
 from shiftnorm.evaluate.stability import mean_flip_probability, mean_flip_rate, mean_top5_distance
+from shiftnorm.evaluate.stability_result import StabilityResult
 from shiftnorm.evaluate.sweep import SweepResult, predict, sweep
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "PairedDifference",
     "Record",
     "Result",
+    "StabilityResult",
     "Summary",
     "SweepResult",
     "auto_attack",
@@ -60,6 +63,7 @@ __all__ = [
     "mean_flip_probability",
     "mean_flip_rate",
     "mean_top5_distance",
+    "measure_stability",
     "negative_log_likelihood",
     "per_class_error",
     "pgd",

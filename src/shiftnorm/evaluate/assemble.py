@@ -97,6 +97,7 @@ def measure_baseline(
     *,
     classes: int,
     settings: Mapping[str, Any],
+    images: int | None = None,
 ) -> tuple[Baseline | None, dict[str, str] | None, list[str]]:
     """Whether a baseline covers the cells, and what its number may be called.
 
@@ -112,6 +113,7 @@ def measure_baseline(
         severities: that are measured.
         classes: of the data.
         settings: of the result.
+        images: how many are measured, where that is known.
 
     Returns:
         The baseline, or None where no mCE may be computed; its entry in the result; and remarks.
@@ -137,7 +139,9 @@ def measure_baseline(
         reasons.append(f"it was measured on ImageNet's 1000 classes, the data have {classes}")
     if isinstance(given, Result):
         differing = [
-            key for key in ("seed", "constants", "storage", "frost") if given.settings.get(key) != settings.get(key)
+            key
+            for key in ("source", "seed", "constants", "storage", "frost")
+            if given.settings.get(key) != settings.get(key)
         ]
         reasons += [f"it was measured with another {', '.join(differing)}"] if differing else []
     if reasons:
@@ -155,8 +159,13 @@ def measure_baseline(
         if easy:
             notes.append(f"No relative mCE: {', '.join(easy)} does not raise the baseline's error above its clean one.")
             baseline = replace(baseline, clean_error=None)
-    if published:
+    if published and settings.get("source") != "files":
         notes.append("The baseline's errors are of the published files; the images here were corrupted anew.")
+    elif published and settings.get("published") is None:
+        notes.append("The baseline's errors are of the published files; these files were made otherwise.")
+    elif published and baseline.images is not None and images is not None and images != baseline.images:
+        called = f"{called} of a part"
+        notes.append(f"The baseline's errors are of {baseline.images:,} images, these of {images:,}: not comparable.")
     return baseline, {"name": baseline.name, "source": baseline.source, "called": called}, notes
 
 

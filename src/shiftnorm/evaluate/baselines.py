@@ -28,6 +28,7 @@ class Baseline:
         severities: which severities the errors are of.
         averaged: whether only the mean over the severities is known.
         source: where the numbers are from.
+        images: how many each error is of; None where unknown.
 
     Raises: ValueError if a row has another length, or an error is not a percentage above 0.
     """
@@ -38,6 +39,7 @@ class Baseline:
     severities: tuple[int, ...] = (1, 2, 3, 4, 5)
     averaged: bool = False
     source: str = ""
+    images: int | None = None
 
     def __post_init__(self) -> None:
         length = 1 if self.averaged else len(self.severities)
@@ -105,6 +107,7 @@ ALEXNET: Final = Baseline(
     },
     clean_error=43.478,
     source="ImageNet-C, 50,000 images: hendrycks/robustness issue #10; clean error: torchvision's AlexNet weights",
+    images=50_000,
 )
 """The denominator of mCE on ImageNet-C, all 50,000 images."""
 
@@ -129,6 +132,7 @@ ALEXNET_ROBUSTBENCH_5K: Final = Baseline(
     },
     averaged=True,
     source="ImageNet-C, RobustBench's list of 5,000 images: RobustBench's accuracies of AlexNet",
+    images=5_000,
 )
 """The denominator of mCE on RobustBench's 5,000 images; not to be mixed with the 50,000."""
 

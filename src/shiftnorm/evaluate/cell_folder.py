@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, final
 
+from shiftnorm.evaluate.cells import common_images
 from shiftnorm.evaluate.outcome import CellOutcome, read_metadata
 from shiftnorm.evaluate.record import read_json, write_json
 from shiftnorm.evaluate.result import RESULT_FILE
@@ -148,6 +149,9 @@ def read_cells(path: Path) -> dict[tuple[str, int], CellOutcome]:
     Args:
         path: the folder with ``cells/``.
 
+    Returns:
+        Outcomes of the images that every cell has.
+
     Raises:
         FileNotFoundError: if it has no cells.
         ValueError: if one is damaged.
@@ -159,7 +163,7 @@ def read_cells(path: Path) -> dict[tuple[str, int], CellOutcome]:
             found[name, severity] = CellOutcome.from_file(file)
     if not found:
         raise FileNotFoundError(f"robustness: no cells in {path / 'cells'}.")
-    return found
+    return common_images(found)
 
 
 def _short(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
@@ -10,13 +11,43 @@ from torch import Tensor
 
 from shiftnorm.evaluate.outcome import CellOutcome
 
-__all__ = ["CLEAN", "Cells", "Stacked", "stack"]
+__all__ = ["CLEAN", "Cells", "Stacked", "common_images", "stack"]
 
 CLEAN: Final = ("clean", 0)
 """The cell of the images as they are."""
 
 Cells: TypeAlias = Mapping[tuple[str, int], CellOutcome]
 """Outcomes by (corruption, severity), and by CLEAN for the images as they are."""
+
+
+def common_images(cells: Cells) -> dict[tuple[str, int], CellOutcome]:
+    """The outcomes of the images that every cell has; the very cells where all have the same.
+
+    Cells of images in files may lack some that could not be read.
+
+    Example:
+        >>> whole = CellOutcome.from_logits(torch.eye(2), torch.tensor([0, 0]))
+        >>> part = CellOutcome.from_logits(torch.eye(2)[1:], torch.tensor([0]), index=torch.tensor([1]))
+        >>> {key: cell.error for key, cell in common_images({CLEAN: whole, ("fog", 1): part}).items()}
+        {('clean', 0): 100.0, ('fog', 1): 100.0}
+
+    Args:
+        cells: outcomes with rising numbers of images, as `merge` gives them.
+
+    Returns:
+        Cells of the same images, in the same order.
+    """
+    index = next(iter(cells.values())).index if cells else torch.empty(0, dtype=torch.int64)
+    if all(torch.equal(cell.index, index) for cell in cells.values()):
+        return dict(cells)
+    for cell in cells.values():
+        index = index[torch.isin(index, cell.index)]
+    names = [item.name for item in fields(CellOutcome)]
+    return {
+        key: CellOutcome(**{name: getattr(cell, name)[kept] for name in names})
+        for key, cell in cells.items()
+        for kept in [torch.isin(cell.index, index)]
+    }
 
 
 Quantity: TypeAlias = Literal["error", "top5_error", "nll", "brier", "confidence"]

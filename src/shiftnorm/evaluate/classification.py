@@ -140,9 +140,9 @@ def negative_log_likelihood(scores: Tensor, labels: Tensor, *, probabilities: bo
         True
 
     Args:
-        scores: (N, classes) logits, or probabilities.
-        labels: (N,) class indices.
-        probabilities: whether the scores are probabilities.
+        scores: as for `nll_per_image`, and so those that follow.
+        labels: see there.
+        probabilities: see there.
 
     Returns:
         The mean over images.
@@ -190,9 +190,9 @@ def brier_score(scores: Tensor, labels: Tensor, *, probabilities: bool = False) 
         1.25
 
     Args:
-        scores: (N, classes) logits, or probabilities.
-        labels: (N,) class indices.
-        probabilities: whether the scores are probabilities.
+        scores: as for `brier_per_image`, and so those that follow.
+        labels: see there.
+        probabilities: see there.
 
     Returns:
         The mean over images.

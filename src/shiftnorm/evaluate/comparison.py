@@ -16,7 +16,8 @@ from shiftnorm.evaluate.result import Result
 __all__ = ["Comparison", "Difference", "compare", "compare_cells"]
 
 # What must be alike, or the networks saw other pixels.
-_ALIKE = ("seed", "constants", "storage", "frost")
+_ALIKE = ("source", "seed", "constants", "storage", "frost")
+_ALIKE_FILES = ("data", "frost photographs", "corrupted files")
 
 
 class Difference(NamedTuple):
@@ -129,9 +130,7 @@ def compare(first: Result, second: Result, *, resamples: int = 2000) -> Comparis
         FileNotFoundError: if the cells are gone.
     """
     different = [key for key in _ALIKE if first.settings.get(key) != second.settings.get(key)]
-    different += [
-        key for key in ("data", "frost photographs") if first.fingerprint.get(key) != second.fingerprint.get(key)
-    ]
+    different += [key for key in _ALIKE_FILES if first.fingerprint.get(key) != second.fingerprint.get(key)]
     if different:
         raise ValueError(
             f"compare: {first.name!r} and {second.name!r} were measured with another {', '.join(different)}, so they "

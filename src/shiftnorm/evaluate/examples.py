@@ -46,11 +46,11 @@ def show_examples(measurer: Measurer, names: Sequence[str], severities: Sequence
         return []
     shown = sorted({severities[0], severities[len(severities) // 2], severities[-1]})
     keys = [CLEAN, *((name, severity) for name in names for severity in shown)]
-    number = int(batch.numbers[0])
+    number, index = int(batch.numbers[0]), int(batch.indices[0])
     return [
-        Example(name, severity, number, shrink(corrupted[0].cpu(), _SIDE))
+        Example(name, severity, number, shrink(found[0].cpu(), _SIDE))
         for name, severity in keys
-        for corrupted in [measurer.corrupted(batch.images, (name, severity), batch.numbers)]
+        if (found := measurer.example((name, severity), index)) is not None
     ]
 
 

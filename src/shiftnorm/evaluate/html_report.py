@@ -43,7 +43,15 @@ _FACTS: Final = {
     "frost": "Frost",
     "normalize": "Normalization",
 }
-_SHOWN_ELSEWHERE: Final = ("images", "classes", "path", "corruptions", "severities", "skipped_files")
+_SHOWN_ELSEWHERE: Final = (
+    "images",
+    "classes",
+    "path",
+    "corruptions",
+    "severities",
+    "skipped_files",
+    "corrupted checksums",
+)
 _LONGEST: Final = 12  # values of a list
 _SMALL: Final = 64  # pictures up to this side are shown pixel by pixel
 
@@ -355,7 +363,7 @@ def _collect_facts(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
             "seconds": None if (seconds := result.cost.get("seconds")) is None else f"{seconds:,.0f}",
             "finished": result.finished and f"{result.finished[:16].replace('T', ' ')} UTC",
         }
-        digests = {key: result.fingerprint.get(key) for key in ("model", "data", "corruption code")}
+        digests = {key: result.fingerprint.get(key) for key in ("model", "data", "corrupted files", "corruption code")}
         facts["fingerprints"] = ", ".join(f"{key} {value[:12]}" for key, value in digests.items() if value)
         columns.append(facts)
     keys = dict.fromkeys([*_FACTS, *(key for facts in columns for key in facts)])

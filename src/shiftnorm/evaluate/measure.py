@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from shiftnorm.data import corrupt
+from shiftnorm.data.corrupted_set import CorruptedSet
 from shiftnorm.data.dataset import Batch, Dataset
 from shiftnorm.data.image_set import ImageSet
 from shiftnorm.evaluate.borrow import Borrowed
 from shiftnorm.evaluate.cells import CLEAN
 from shiftnorm.evaluate.normalization import Normalization
 from shiftnorm.evaluate.outcome import CellOutcome, merge
+from shiftnorm.evaluate.outputs import check_outputs
 from shiftnorm.evaluate.plausibility import InputCheck, check_inputs
 from shiftnorm.evaluate.progress import Progress
 
@@ -67,7 +69,8 @@ def as_dataset(data: Any) -> Dataset:
         data = Dataset.of_images("images", images, labels.long(), tuple(map(str, range(count))))
     if not isinstance(data, Dataset):
         raise TypeError(
-            "robustness: expected a shiftnorm Dataset (open_dataset), an ImageSet, or (images, labels) as data, "
+            "robustness: expected a shiftnorm Dataset (open_dataset), a CorruptedSet (open_corrupted), an ImageSet, or "
+            "(images, labels) as data (sequences are for measure_stability), "
             f"got {type(data).__name__}."
         )
     if len(data) == 0:
@@ -89,10 +92,14 @@ class Images:
         positions: (n,) int64, which of its images.
         batch_size: images per batch.
         workers: processes that decode.
+        keep: keep decoded images for the next time.
     """
 
-    def __init__(self, data: Dataset, positions: Tensor, batch_size: int, workers: int = 0) -> None:
+    def __init__(
+        self, data: Dataset, positions: Tensor, batch_size: int, workers: int = 0, *, keep: bool = True
+    ) -> None:
         self.data, self.positions, self.batch_size, self.workers = data, positions, batch_size, workers
+        self._keep = keep and bool(data.provenance.files)
         self._kept: list[Batch] | None = None
 
     def __len__(self) -> int:
@@ -102,7 +109,7 @@ class Images:
         if self._kept is not None:
             yield from self._kept
             return
-        kept: list[Batch] | None = [] if self.data.provenance.files else None
+        kept: list[Batch] | None = [] if self._keep else None
         for batch in self.data.batches(self.batch_size, workers=self.workers, indices=self.positions):
             if kept is not None and batch.images[0].numel() * len(self) > _KEPT_BYTES:
                 kept = None
@@ -147,7 +154,7 @@ class Measurer:
     """Runs a borrowed model on cells.
 
     Example:
-        >>> data = as_dataset((torch.zeros(5, 3, 8, 8, dtype=torch.uint8), torch.zeros(5).long()))
+        >>> data = as_dataset((torch.zeros(5, 3, 8, 8, dtype=torch.uint8), torch.arange(5) % 3))
         >>> from shiftnorm.evaluate.borrow import borrowed
         >>> from shiftnorm.evaluate.normalization import choose_normalization
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
@@ -171,6 +178,8 @@ class Measurer:
         amp: dtype of autocast, or None.
         channels_last: memory format of the batches.
         check: look at the inputs of the first clean batch.
+        files: where the corrupted images are read from, if they are not made.
+        named: whether the data's classes are known by name, so that the model's outputs must be these.
 
     State:
         ``found``: the check's findings, after the clean cell. ``times``: seconds and images of its forward passes.
@@ -189,6 +198,8 @@ class Measurer:
     amp: torch.dtype | None = None
     channels_last: bool = False
     check: bool = True
+    files: CorruptedSet | None = None
+    named: bool = True
     found: InputCheck | None = None
     times: list[tuple[float, int]] = field(default_factory=list)
     peak: int | None = None
@@ -208,7 +219,7 @@ class Measurer:
             progress: is told of every batch.
 
         Raises:
-            ValueError: if a score is NaN or a label is no class of the model; the text names the cell.
+            ValueError: if a score is NaN, the text names the cell; or if the model's outputs are not the classes.
         """
         self.loan.reset()
         self._seed(key)
@@ -219,7 +230,7 @@ class Measurer:
             if key == CLEAN and self.check:
                 self.found = self._check()
                 self.loan.reset()
-            for batch in self.images:
+            for batch in self._batches(key):
                 images = self.corrupted(batch.images, key, batch.numbers)
                 scores = self._scores(images, timed=key == CLEAN)
                 try:
@@ -231,8 +242,33 @@ class Measurer:
             self.peak = torch.cuda.max_memory_allocated(self.device)
         return merge(parts) if parts else None
 
+    def _batches(self, key: tuple[str, int]) -> Images:
+        if self.files is None or key == CLEAN:
+            return self.images
+        before = self.images
+        return Images(self.files.cell(*key), before.positions, before.batch_size, before.workers, keep=False)
+
+    def example(self, key: tuple[str, int], index: int) -> Tensor | None:
+        """The image of a cell at a place in the data set, (1, 3, H, W) uint8; None if it cannot be read.
+
+        Example:
+            >>> data = as_dataset((torch.full((1, 3, 8, 8), 100, dtype=torch.uint8), torch.tensor([0])))
+            >>> none = Normalization((0.0,) * 3, (1.0,) * 3, "none")
+            >>> images, loan = Images(data, torch.arange(1), 1), Borrowed(torch.nn.Flatten())
+            >>> measurer = Measurer(loan, data, images, none, "cifar32")
+            >>> measurer.example(("contrast", 1), 0).shape
+            torch.Size([1, 3, 8, 8])
+
+        Args:
+            key: corruption and severity, or `CLEAN`.
+            index: of the image.
+        """
+        data = self.data if self.files is None or key == CLEAN else self.files.cell(*key)
+        batch = next(iter(data.batches(1, indices=[index])), None)
+        return None if batch is None else self.corrupted(batch.images, key, batch.numbers)
+
     def corrupted(self, images: Tensor, key: tuple[str, int], numbers: Sequence[int] | Tensor) -> Tensor:
-        """Images of a cell, uint8, on the device.
+        """Images of a cell, uint8, on the device; those from files are corrupted already.
 
         Example:
             >>> images = torch.full((1, 3, 8, 8), 100, dtype=torch.uint8)
@@ -244,7 +280,7 @@ class Measurer:
             tensor(True)
         """
         images = images.to(self.device)
-        if key == CLEAN:
+        if key == CLEAN or self.files is not None:
             return images
         return corrupt(
             images,
@@ -280,6 +316,7 @@ class Measurer:
             self.times.append((time.perf_counter() - began, len(x)))  # pyright: ignore[reportPossiblyUnbound]  (set above, under the same condition)
         if len(scores) != len(images):
             raise ValueError(f"robustness: the model returned {len(scores)} rows of scores for {len(images)} images.")
+        check_outputs(scores.shape[1], self.data, named=self.named)
         scores = scores if scores.dtype == torch.float64 else scores.float()
         subset = self.data.class_subset
         return scores if subset is None else scores[:, subset.to(scores.device)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from shiftnorm.surgery import source_of
 
-__all__ = ["NAMED", "Normalization", "Normalize", "choose_normalization", "known_normalization"]
+__all__ = ["NAMED", "Normalization", "Normalize", "choose_normalization", "known_normalization", "unknown_warning"]
 
 Normalize: TypeAlias = "str | tuple[Sequence[float], Sequence[float]]"
 """A name ("model", "imagenet", "half", "none", "bytes"), or mean and standard deviation for images in [0, 1]."""
@@ -24,6 +24,7 @@ NAMED: Final[dict[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 _ATTRIBUTE: Final = "input_normalization"
+_UNKNOWN: Final = "none, as the model does not say"
 
 
 class Normalization(NamedTuple):
@@ -76,13 +77,14 @@ class Normalization(NamedTuple):
 def choose_normalization(model: nn.Module, normalize: Normalize) -> Normalization:
     """The normalization that a name or a pair of numbers stands for.
 
+    What is given decides; else what the model says itself (``input_normalization``); else what timm or torchvision say
+    of its weights; else images stay in [0, 1], of which :func:`unknown_warning` warns.
+
     Example:
         >>> choose_normalization(nn.Identity(), ([0.5, 0.5, 0.5], [0.25, 0.25, 0.25])).std
         (0.25, 0.25, 0.25)
-        >>> choose_normalization(nn.Identity(), "model")
-        Traceback (most recent call last):
-        ...
-        ValueError: robustness: Identity does not say how its inputs are normalized. Pass normalize="imagenet", ...
+        >>> choose_normalization(nn.Identity(), "model").name
+        'none, as the model does not say'
 
     Args:
         model: looked at for ``"model"``.
@@ -94,7 +96,7 @@ def choose_normalization(model: nn.Module, normalize: Normalize) -> Normalizatio
         The normalization.
 
     Raises:
-        ValueError: for another name, numbers that are not for images in [0, 1], or a model that does not say.
+        ValueError: for another name, or numbers that are not for images in [0, 1].
     """
     if isinstance(normalize, str):
         if normalize in NAMED:
@@ -107,14 +109,30 @@ def choose_normalization(model: nn.Module, normalize: Normalize) -> Normalizatio
                 f"got {normalize!r}."
             )
         known = known_normalization(model)
-        if known is None:
-            raise ValueError(
-                f"robustness: {type(model).__name__} does not say how its inputs are normalized. Pass "
-                'normalize="imagenet", "half", "none" (images in [0, 1]), "bytes" (uint8) or (mean, std): what the '
-                f"model was trained with. A model can say it itself: model.{_ATTRIBUTE} = (mean, std)."
-            )
-        return known
+        return Normalization(*NAMED["none"], _UNKNOWN) if known is None else known
     return _checked(normalize, "given")
+
+
+def unknown_warning(normalization: Normalization) -> list[str]:
+    """A sentence to warn of a normalization that nobody named; none if somebody did.
+
+    Example:
+        >>> print(unknown_warning(choose_normalization(nn.Identity(), "model"))[0])
+        robustness: the model does not say how its inputs are normalized, ...
+        >>> unknown_warning(choose_normalization(nn.Identity(), "half"))
+        []
+
+    Args:
+        normalization: of :func:`choose_normalization`.
+    """
+    if normalization.name != _UNKNOWN:
+        return []
+    return [
+        "robustness: the model does not say how its inputs are normalized, so it was given images in [0, 1]; if it was "
+        'trained otherwise, the errors mean nothing. Pass what it was trained with: normalize="imagenet", "half", '
+        f'"none" (images in [0, 1]), "bytes" (uint8) or (mean, std); or let the model say it: model.{_ATTRIBUTE} = '
+        "(mean, std), which shiftnorm.surgery.save keeps."
+    ]
 
 
 def known_normalization(model: nn.Module) -> Normalization | None:
@@ -144,7 +162,7 @@ def known_normalization(model: nn.Module) -> Normalization | None:
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
     own = getattr(model, _ATTRIBUTE, None)
-    if own is not None:
+    if own is not None and not isinstance(own, nn.Module):  # a part of the network may have the name
         return _checked(own, f"the model's {_ATTRIBUTE}")
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if isinstance(config, dict) and config.get("mean") and config.get("std") and len(config["mean"]) == 3:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,12 @@ import torch
 from torch import Tensor
 
 from shiftnorm.evaluate.classification import brier_per_image, label_ranks, log_probabilities
+from shiftnorm.tensor_file import safetensors_for, write_tensors
 
 __all__ = ["CellOutcome", "merge", "read_metadata"]
 
 _FORMAT: Final = "shiftnorm.cell/1"
+_WHO: Final = "CellOutcome files"
 _DTYPES: Final = {
     "index": torch.int64,
     "label": torch.int32,
@@ -103,9 +104,9 @@ class CellOutcome:
 
         Args:
             probabilities: (N, classes) with rows that add up to 1.
-            labels: (N,) class indices.
-            index: (N,) number of each image in its data set; default: start, start + 1, ...
-            start: number of the first image, where no index is given.
+            labels: as for `from_logits`, and so those that follow.
+            index: see there.
+            start: see there.
 
         Returns:
             The outcome, on the CPU.
@@ -182,6 +183,7 @@ class CellOutcome:
         """Write the cell to a safetensors file, which appears whole or not at all.
 
         Example:
+            >>> import tempfile
             >>> cell = CellOutcome.from_logits(torch.eye(2), torch.tensor([0, 0]))
             >>> path = cell.to_file(Path(tempfile.mkdtemp()) / "fog-3.safetensors", {"severity": 3})
             >>> CellOutcome.from_file(path).error, read_metadata(path)
@@ -198,20 +200,9 @@ class CellOutcome:
             ModuleNotFoundError: if safetensors is not installed.
             TypeError: if JSON cannot hold the metadata.
         """
-        path = Path(path)
         header = {"format": _FORMAT, "metadata": json.dumps(dict(metadata or {}))}
-        safetensors = _safetensors()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(suffix=".tmp", prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        try:
-            tensors = {name: getattr(self, name).contiguous() for name in _DTYPES}
-            safetensors.save_file(tensors, temporary, metadata=header)
-            os.chmod(temporary, 0o666 & ~_umask())  # temporary files are made for their owner alone
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-        return path
+        tensors = {name: getattr(self, name).contiguous() for name in _DTYPES}
+        return write_tensors(Path(path), tensors, header, who=_WHO)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> CellOutcome:
@@ -234,7 +225,7 @@ class CellOutcome:
             ValueError: if the file is damaged, or is no cell.
         """
         read_metadata(path)
-        tensors = _safetensors().load_file(str(path))
+        tensors = safetensors_for(_WHO).load_file(str(path))
         if tensors.keys() != _DTYPES.keys():
             raise ValueError(
                 f"CellOutcome: {Path(path).name} should hold {sorted(_DTYPES)}, it holds {sorted(tensors)}. "
@@ -247,6 +238,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The metadata that was passed to `CellOutcome.to_file`.
 
     Example:
+        >>> import tempfile
         >>> cell = CellOutcome.from_logits(torch.eye(2), torch.tensor([0, 0]))
         >>> read_metadata(cell.to_file(Path(tempfile.mkdtemp()) / "cell.safetensors"))
         {}
@@ -264,7 +256,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"CellOutcome: no file {path}.")
-    _safetensors()
+    safetensors_for(_WHO)
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -319,17 +311,3 @@ def merge(shards: Sequence[CellOutcome], *, expected: int | None = None) -> Cell
         span = f", numbered {int(cell.index[0])} to {int(cell.index[-1])}" if len(cell) else ""
         raise ValueError(f"merge: expected the images 0 to {expected - 1}, got {len(cell)} images{span}.")
     return cell
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError('CellOutcome files need safetensors: pip install "shiftnorm[train]"') from None
-    return safetensors.torch
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

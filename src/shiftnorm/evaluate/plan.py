@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,25 +10,19 @@ from typing import Any, Final, final
 import torch
 from torch import nn
 
-from shiftnorm.data.corruptions import CONSTANT_SETS, CORRUPTIONS, SEVERITIES, STORAGES, choose_corruptions
-from shiftnorm.data.corruptions.constants import JPEG_STORED
+from shiftnorm.data.corrupted_set import CorruptedSet
+from shiftnorm.data.corruptions import SEVERITIES, choose_corruptions
 from shiftnorm.data.dataset import Dataset
 from shiftnorm.evaluate.cells import CLEAN
-from shiftnorm.evaluate.fingerprint import (
-    digest_corruptions,
-    digest_data,
-    digest_files,
-    digest_model,
-    norms_using_batch,
-)
+from shiftnorm.evaluate.corrupted_pixels import make_pixels, read_pixels
+from shiftnorm.evaluate.fingerprint import digest_data, digest_model, norms_using_batch
 from shiftnorm.evaluate.normalization import Normalization, Normalize, choose_normalization
+from shiftnorm.evaluate.precision import choose_amp
 from shiftnorm.surgery import source_of
 
 __all__ = ["Plan", "make_plan", "refuse_collectives"]
 
-_BY_SIZE: Final = {32: "cifar32", 64: "tiny64", 224: "imagenet224", 299: "inception299"}
 _TRIED: Final = 64
-_DTYPES: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @final
@@ -48,8 +41,8 @@ class Plan:
         names: of the corruptions.
         severities: rising.
         normalization: before the model.
-        constants: named set.
-        storage: "jpeg85" or "none".
+        constants: named set of the strengths; None where files do not say.
+        storage: "jpeg85" or "none"; None where files do not say.
         amp: dtype of autocast, or None.
         device: where the model runs.
         model_name: what to call the model.
@@ -61,8 +54,8 @@ class Plan:
     names: list[str]
     severities: list[int]
     normalization: Normalization
-    constants: str
-    storage: str
+    constants: str | None
+    storage: str | None
     amp: torch.dtype | None
     device: torch.device
     model_name: str
@@ -87,6 +80,7 @@ def make_plan(
     corruptions: str | Iterable[str],
     severities: Iterable[int],
     *,
+    files: CorruptedSet | None = None,
     seed: int = 0,
     normalize: Normalize = "model",
     constants: str | None = None,
@@ -114,6 +108,7 @@ def make_plan(
         data: opened.
         corruptions: as for `robustness`, and so all that follow.
         severities: see there.
+        files: where the corrupted images are read from, if they are not made; ``data`` are its clean ones.
         seed: see there.
         normalize: see there.
         constants: see there.
@@ -134,39 +129,29 @@ def make_plan(
         TypeError: for a seed or batch size that is no whole number.
     """
     device = torch.device("cpu") if device is None else device
-    names = list(choose_corruptions(corruptions, frost_dir=frost_dir))
     levels = _severities(severities)
     for what, value, least in (("batch_size", batch_size, 1), ("bootstrap", bootstrap, 0), ("seed", seed, None)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"robustness: {what} must be a whole number, got {value!r}.")
         if least is not None and value < least:
             raise ValueError(f"robustness: {what} must be at least {least}, got {value}.")
-    if storage not in STORAGES:
-        raise ValueError(f"robustness: storage must be one of {', '.join(STORAGES)}, got {storage!r}.")
-    if "frost" in names and frost_dir is None:
-        raise ValueError(
-            "robustness: 'frost' needs the authors' photographs: pass frost_dir, or use 'frost_procedural'."
-        )
-    height, width = _size_of(data)
-    chosen, notes = _constants(constants, height, width)
-    for corruption in names:
-        CORRUPTIONS[corruption].constant(chosen, 1)
-    stored = ("jpeg85" if chosen in JPEG_STORED else "none") if storage == "default" else storage
+    if files is None:
+        names = list(choose_corruptions(corruptions, frost_dir=frost_dir))
+        height, width = _size_of(data)
+        pixels = make_pixels(names, height, width, constants=constants, storage=storage, frost_dir=frost_dir)
+        notes = pixels.notes
+    else:
+        names, missing = files.select(corruptions, levels)
+        height, width = _size_of(data)
+        pixels = read_pixels(files, names, levels, constants=constants, storage=storage, frost_dir=frost_dir)
+        notes = [*pixels.notes, *missing]
     normalization = choose_normalization(model, normalize)
-    dtype = _amp(amp, device)
-    frost = "photos" if "frost" in names else "procedural" if "frost_procedural" in names else "none"
-    if frost == "procedural":
-        notes.append("Frost is procedural, not the authors' photographs: not comparable with published tables.")
-    notes.append(
-        f"Images are {height}x{width}; stored {'as JPEG of quality 85' if stored == 'jpeg85' else 'without loss'}."
-    )
+    dtype = choose_amp(amp, device)
     settings = {
         "corruptions": names,
         "severities": levels,
         "seed": seed,
-        "constants": chosen,
-        "storage": stored,
-        "frost": frost,
+        **pixels.settings,
         "normalize": normalization.name,
         "mean": list(normalization.mean),
         "std": list(normalization.std),
@@ -182,18 +167,28 @@ def make_plan(
     identity = {
         "model": digest_model(model),
         "data": digest_data(data),
-        "corruption code": digest_corruptions(),
-        **{key: settings[key] for key in ("seed", "constants", "storage", "mean", "std", "bytes", "amp")},
+        **pixels.identity,
+        **{key: settings[key] for key in ("seed", "mean", "std", "bytes", "amp")},
     }
-    if "frost" in names and frost_dir is not None:
-        identity["frost photographs"] = digest_files(sorted(Path(frost_dir).glob("frost*")))
     if batchwise := _batchwise(model):
         notes.append(
             f"{len(batchwise)} norms, such as {batchwise[0]!r}, use the moments of each batch, so the numbers depend "
             f"on the batch size ({batch_size}) and the order of the images."
         )
         identity.update({"batch size": batch_size, "ranks": ranks})
-    return Plan(names, levels, normalization, chosen, stored, dtype, device, _name_of(model), settings, identity, notes)
+    return Plan(
+        names,
+        levels,
+        normalization,
+        pixels.constants,
+        pixels.storage,
+        dtype,
+        device,
+        _name_of(model),
+        settings,
+        identity,
+        notes,
+    )
 
 
 def refuse_collectives(model: nn.Module) -> None:
@@ -232,24 +227,6 @@ def _severities(severities: Iterable[int]) -> list[int]:
     return sorted(levels)
 
 
-def _constants(constants: str | None, height: int, width: int) -> tuple[str, list[str]]:
-    published = _BY_SIZE.get(height) if height == width else None
-    if constants is None:
-        if published is None:
-            raise ValueError(
-                f"robustness: there is no published set of strengths for {height}x{width} images. Name one: "
-                f"{', '.join(f'constants={chr(34)}{name}{chr(34)}' for name in CONSTANT_SETS)}."
-            )
-        return published, [f"The corruptions' strengths are {published}, the set published for images of this size."]
-    if constants not in CONSTANT_SETS:
-        near = difflib.get_close_matches(str(constants), CONSTANT_SETS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"robustness: constants must be one of {', '.join(CONSTANT_SETS)}, got {constants!r}{hint}")
-    if constants == published:
-        return constants, [f"The corruptions' strengths are {constants}."]
-    return constants, [f"The corruptions' strengths are {constants}, made for images of another size."]
-
-
 def _size_of(data: Dataset) -> tuple[int, int]:
     tried = min(len(data), _TRIED)
     # A loader draws a seed for its workers.
@@ -257,15 +234,6 @@ def _size_of(data: Dataset) -> tuple[int, int]:
         for batch in data.batches(1, indices=range(tried)):
             return batch.images.shape[2], batch.images.shape[3]
     raise ValueError(f"robustness: not one of the first {tried} images of {data.name!r} could be read.")
-
-
-def _amp(amp: bool | str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
-    if amp is None or amp is False:
-        return None
-    dtype = torch.get_autocast_dtype(device.type) if amp is True else _DTYPES.get(str(amp).removeprefix("torch."))
-    if dtype not in _DTYPES.values():
-        raise ValueError(f"robustness: amp must be True, 'bfloat16' or 'float16', got {amp!r}.")
-    return dtype
 
 
 def _batchwise(model: nn.Module) -> list[str]:

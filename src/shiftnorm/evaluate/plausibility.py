@@ -212,8 +212,8 @@ def _remedy(best: Normalization) -> str:
 
 
 def _diagnosis(given: Normalization, best: Normalization) -> str:
-    if best.name == "none" and given.name != "none":
+    if best.name == "none" and not given.name.startswith("none"):
         return ": the model probably normalizes images in [0, 1] itself, and they are now normalized twice"
-    if given.name == "none":
+    if given.name.startswith("none"):
         return ": images in [0, 1] reach a model that was trained on normalized ones"
     return ""

@@ -28,6 +28,8 @@ class Progress:
         shown: show anything at all.
         bar: use tqdm; default: if it is installed and the stream is a terminal.
         stream: where to; default: standard error.
+        unit: what is counted.
+        told: what is told of a finished cell, in percent.
     """
 
     def __init__(
@@ -39,16 +41,18 @@ class Progress:
         shown: bool = True,
         bar: bool | None = None,
         stream: TextIO | None = None,
+        unit: str = "image",
+        told: str = "error",
     ) -> None:
         self._stream = stream if stream is not None else sys.stderr
-        self._shown = shown
+        self._shown, self._told = shown, told
         self._began = time.monotonic()
         self._cells, self._finished, self._before = cells, 0, done
         self._bar: Any = None
         if shown and cells and (self._wants_bar() if bar is None else bar):
             from tqdm import tqdm
 
-            self._bar = tqdm(total=cells * images, unit="image", file=self._stream, smoothing=0.05, dynamic_ncols=True)
+            self._bar = tqdm(total=cells * images, unit=unit, file=self._stream, smoothing=0.05, dynamic_ncols=True)
 
     def _wants_bar(self) -> bool:
         # A bar redraws its line, which fills logs and pipes.
@@ -71,11 +75,15 @@ class Progress:
         """
         self._finished += 1
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{name}: {error:.2f} % error")
+            self._bar.set_postfix_str(f"{name}: {error:.2f} % {self._told}")
         elif self._shown:
             left = (time.monotonic() - self._began) / self._finished * (self._cells - self._finished)
             counted = f"{self._before + self._finished} of {self._before + self._cells} cells"
-            print(f"{name}: {error:.2f} % error; {counted}, {spell_seconds(left)} left", file=self._stream, flush=True)
+            print(
+                f"{name}: {error:.2f} % {self._told}; {counted}, {spell_seconds(left)} left",
+                file=self._stream,
+                flush=True,
+            )
 
     def close(self) -> None:
         """End the bar.

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from shiftnorm.data.corrupted_set import CorruptedSet
 from shiftnorm.data.dataset import Dataset
 from shiftnorm.evaluate.assemble import LEVEL, measure_baseline, summarize_cells
 from shiftnorm.evaluate.baselines import Baseline
@@ -22,8 +23,9 @@ from shiftnorm.evaluate.borrow import Borrowed, borrowed, device_of
 from shiftnorm.evaluate.cell_folder import CellFolder
 from shiftnorm.evaluate.cells import CLEAN
 from shiftnorm.evaluate.examples import show_examples
+from shiftnorm.evaluate.file_cells import check_files, describe_files, files_of, keep_common
 from shiftnorm.evaluate.measure import Images, Measurer, as_dataset
-from shiftnorm.evaluate.normalization import Normalize
+from shiftnorm.evaluate.normalization import Normalize, unknown_warning
 from shiftnorm.evaluate.outcome import CellOutcome, merge
 from shiftnorm.evaluate.plan import Plan, make_plan, refuse_collectives
 from shiftnorm.evaluate.progress import Progress
@@ -77,12 +79,14 @@ def robustness(
     Args:
         model: maps (N, 3, H, W) normalized images to (N, classes) scores (or an object with ``logits``). It is used in
             eval mode, and left as it was: modes, weights, buffers, devices, hooks, states of the random generators.
-        data: a `Dataset` (`open_dataset`), an `ImageSet`, or (images, labels).
+        data: a `Dataset` (`open_dataset`), an `ImageSet`, or (images, labels), which are corrupted here; or a
+            `CorruptedSet` (`open_corrupted`), whose corruptions are read from files.
         corruptions: ``"common"`` (the 15 of the published sets), ``"all"`` (19), or names. Without ``frost_dir``,
             ``frost_procedural`` stands for ``frost`` in the first two.
         severities: 1 to 5.
         seed: of the corruptions.
-        normalize: what is done to images before the model: ``"model"``, what the model, timm or torchvision says;
+        normalize: what is done to images before the model: ``"model"``, what the model says itself
+            (``input_normalization``), else timm or torchvision of its weights, else nothing, which is warned of; or
             ``"imagenet"``, ``"half"``, ``"none"``, ``"bytes"``, or (mean, std). On clean images it is compared with the
             model's running statistics, and a wrong one is warned of.
         constants: named set of the corruptions' strengths. None takes the set that was published for images of this
@@ -109,8 +113,8 @@ def robustness(
         The result, on every rank.
 
     Raises:
-        ValueError: for an impossible setting, a folder that belongs to another evaluation, scores that are NaN, or
-            labels the model has no class for.
+        ValueError: for an impossible setting, a folder that belongs to another evaluation, scores that are NaN, a
+            model whose outputs are not the classes of the data, or corruptions that are not in the files.
         TypeError: for data or a model's output of an unknown kind.
         KeyError: for an unknown baseline.
         RuntimeError: on the other ranks if one fails.
@@ -123,9 +127,10 @@ def robustness(
     ranks = Ranks(process_group)
     # Its forward exchanges buffers, so ranks with fewer batches would keep the others waiting.
     model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    files = data if isinstance(data, CorruptedSet) else None
 
     def prepare() -> tuple[Dataset, Plan]:
-        opened = as_dataset(data)
+        opened = as_dataset(data if files is None else files.clean)
         if ranks.size > 1:
             refuse_collectives(model)
         plan = make_plan(
@@ -133,6 +138,7 @@ def robustness(
             opened,
             corruptions,
             severities,
+            files=files,
             seed=seed,
             normalize=normalize,
             constants=constants,
@@ -162,39 +168,51 @@ def robustness(
             opened,
             Images(opened, mine, batch_size, workers),
             plan.normalization,
-            plan.constants,
+            plan.constants or "",
             seed=seed,
-            storage=plan.storage,
+            storage=plan.storage or "default",
             frost_dir=frost_dir,
             device=plan.device,
             amp=plan.amp,
             channels_last=channels_last,
             check=ranks.rank == 0,
+            files=files,
+            named=not isinstance(data, tuple | list),
         )
-        cells, found = _sweep(measurer, plan, ranks, folder, progress)
+        measured, found = _sweep(measurer, plan, ranks, folder, progress)
 
         def finish() -> Result | None:
             if ranks.rank != 0:
                 return None
+            cells, lost = keep_common(measured, opened)
             shown = show_examples(measurer, plan.names, plan.severities) if examples else []
             baseline_used, entry, remarks = measure_baseline(
-                baseline, plan.names, plan.severities, classes=len(opened.classes), settings=plan.settings
+                baseline,
+                plan.names,
+                plan.severities,
+                classes=len(opened.classes),
+                settings=plan.settings,
+                images=len(cells[CLEAN]),
             )
+            read, digest = describe_files(files, plan.keys[1:])
             result = Result(
                 name=name or plan.model_name,
                 **summarize_cells(cells, len(opened.classes), resamples=bootstrap, baseline=baseline_used),
                 baseline=entry,
                 classes=list(opened.classes),
-                data=_plain(opened.describe()),
+                data=_plain(opened.describe() if files is None else {**files.describe(), **read}),
                 settings=_plain({**plan.settings, "level": LEVEL}),
                 cost={**found["cost"], **_size_of(loan), "seconds": round(time.monotonic() - began, 3)},
-                notes=[*plan.notes, *found["notes"], *remarks, *_skipped(opened), *(folder.remarks if folder else [])],
-                warnings=found["warnings"],
+                notes=[
+                    *(*plan.notes, *found["notes"], *remarks, *_skipped(opened), *lost),
+                    *(folder.remarks if folder else []),
+                ],
+                warnings=[*unknown_warning(plan.normalization), *found["warnings"]],
                 versions=describe_versions(),
                 machine=describe_machine(plan.device.type, torch.get_num_threads()),
                 command=command if command is not None else shlex.join(sys.argv),
                 finished=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-                fingerprint={key: str(value) for key, value in plan.identity.items()},
+                fingerprint={**{key: str(value) for key, value in plan.identity.items()}, **digest},
                 examples=shown,
                 folder=None if folder is None else folder.path.resolve(),
             )
@@ -233,6 +251,7 @@ def _sweep(
         for key in plan.keys if folder is not None else ():
             held = folder.read(key) if folder is not None else None
             if held is not None:
+                check_files(measurer.files, key, held[1])
                 cells[key] = held[0]
                 if key == CLEAN:
                     found.update(held[1].get("found", {}))
@@ -253,11 +272,12 @@ def _sweep(
                 if not parts:
                     raise ValueError("robustness: not one image could be read.")
                 outcome = merge(parts)
-                _check_images(cells, key, outcome, len(measurer.data))
+                _check_images(cells, key, outcome, measurer)
                 if key == CLEAN:
                     found.update(_found(measurer))
                 if folder is not None:
-                    folder.write(key, outcome, {"found": found} if key == CLEAN else {})
+                    facts = {"found": found} if key == CLEAN else {}
+                    folder.write(key, outcome, {**facts, **files_of(measurer.files, key)})
                 cells[key] = outcome
                 shown.finish(f"{key[0]} {key[1]}" if key != CLEAN else "clean", outcome.error)
 
@@ -268,10 +288,13 @@ def _sweep(
 
 
 def _check_images(
-    cells: dict[tuple[str, int], CellOutcome], key: tuple[str, int], outcome: CellOutcome, images: int
+    cells: dict[tuple[str, int], CellOutcome], key: tuple[str, int], outcome: CellOutcome, measurer: Measurer
 ) -> None:
+    images = len(measurer.data)
     if len(outcome) > images or (len(outcome) and int(outcome.index.max()) >= images):
         raise RuntimeError(f"robustness: {key[0]} {key[1]} has {len(outcome)} outcomes for {images} images.")
+    if measurer.files is not None:  # each cell has files of its own, and may lack some
+        return
     first = cells.get(CLEAN)
     if first is not None and not torch.equal(first.index, outcome.index):
         raise RuntimeError(

@@ -137,6 +137,13 @@ def find_mismatches(first: Result, second: Result) -> list[str]:
     if cells[0] != cells[1]:
         names = sorted({f"{name} {severity}".replace("_", " ") for name, severity in cells[0] ^ cells[1]})
         found.append(f"not the same corruptions ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})")
+    sources = [
+        "read from files" if result.settings.get("source") == "files" else "made here" for result in (first, second)
+    ]
+    if sources[0] != sources[1]:
+        return [*found, f"corruptions {sources[0]} and {sources[1]}"]
+    if first.fingerprint.get("corrupted files") != second.fingerprint.get("corrupted files"):
+        found.append("different files of corrupted images")
     for key in _DECISIVE:
         ours, theirs = first.settings.get(key), second.settings.get(key)
         if ours != theirs:
@@ -278,7 +285,7 @@ def render_markdown(results: Sequence[Result], differences: Mapping[int, Estimat
         >>> from shiftnorm.evaluate.result import CellResult
         >>> clean = CellResult("clean", 0, Estimate(5.0), 0.0, 1.0, 0.1)
         >>> print(render_markdown([Result("a|b", 100, clean, [], None)], {}, "Robustness").splitlines()[6])
-        | a\\|b | 5.0 | – | – | – | – | – |
+        | a\\|b | 5.0 | – | – | – | – | – | – |
 
     Args:
         results: at least one; the first is what the others are compared to.
@@ -288,24 +295,27 @@ def render_markdown(results: Sequence[Result], differences: Mapping[int, Estimat
     Returns:
         Markdown; names are escaped, so that none is taken for markup.
     """
-    labels = [_escape(label) for label in label_results(results)]
-    lines = [f"# {_escape(title)}", "", _escape(" ".join(describe_results(results, differences))), ""]
+    labels = [escape(label) for label in label_results(results)]
+    lines = [f"# {escape(title)}", "", escape(" ".join(describe_results(results, differences))), ""]
     head = ["Network", "Clean error %", "Mean corruption error %", f"Difference to {labels[0]}"]
-    lines += _table([*head, "ECE clean → corrupted %", "Parameters", "ms per image"], _model_rows(results, differences))
+    lines += _table(
+        [*head, "ECE clean → corrupted %", "Parameters", "ms per image", "Peak memory"],
+        _model_rows(results, differences),
+    )
     for label, result in zip(labels, results, strict=True):
         if result.cells:
             lines += ["", f"## {label}: error in percent by corruption and severity", "", *_heat_rows(result)]
         hurt = find_hurt_classes(result)
         if hurt:
-            rows = [[_escape(h.name), f"{h.clean:.1f}", f"{h.corrupted:.1f}", format_signed(h.added)] for h in hurt]
+            rows = [[escape(h.name), f"{h.clean:.1f}", f"{h.corrupted:.1f}", format_signed(h.added)] for h in hurt]
             lines += ["", f"## {label}: most-hurt classes", ""]
             lines += _table(["Class", "Clean error %", "Corrupted error %", "Added"], rows)
         remarks = [*result.warnings, *result.notes]
         if remarks:
-            lines += ["", f"## {label}: notes", "", *(f"* {_escape(remark)}" for remark in remarks)]
+            lines += ["", f"## {label}: notes", "", *(f"* {escape(remark)}" for remark in remarks)]
         facts = {**result.settings, "command": result.command, **result.versions, "finished": result.finished}
         lines += ["", f"## {label}: how it was measured", ""]
-        lines += [f"* {_escape(str(key))}: {_escape(str(value))}" for key, value in facts.items() if value is not None]
+        lines += [f"* {escape(str(key))}: {escape(str(value))}" for key, value in facts.items() if value is not None]
     return "\n".join(lines) + "\n"
 
 
@@ -322,23 +332,32 @@ def _model_rows(results: Sequence[Result], differences: Mapping[int, Estimate]) 
         parameters, ms = result.cost.get("parameters"), result.cost.get("ms_per_image")
         rows.append(
             [
-                _escape(label),
+                escape(label),
                 format_estimate(result.clean.error),
                 format_estimate(result.mean_corruption_error),
                 signed,
                 " → ".join(f"{each.ece:.1f}" for each in calibration if each) or "–",
                 "–" if parameters is None else f"{parameters:,}",
                 "–" if ms is None else f"{ms:.3g}",
+                _memory(result),
             ]
         )
     return rows
+
+
+def _memory(result: Result) -> str:
+    """The peak on the device; where it is not known, of a CPU, that of the weights."""
+    peak, weights = result.cost.get("peak_memory_mb"), result.cost.get("parameter_bytes")
+    if peak is not None:
+        return f"{peak:,.0f} MB"
+    return "–" if weights is None else f"{weights / 2**20:,.1f} MB of weights"
 
 
 def _heat_rows(result: Result) -> list[str]:
     values = {(cell.corruption, cell.severity): cell.error.value for cell in result.cells}
     rows = [
         [
-            _escape(name.replace("_", " ")),
+            escape(name.replace("_", " ")),
             *(f"{values[name, s]:.1f}" if (name, s) in values else "–" for s in result.severities),
             f"{statistics.fmean(errors):.1f}",
         ]
@@ -352,6 +371,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(head) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)]
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """A text of unknown origin as Markdown that shows it, and takes no part of it for markup."""
     text = make_visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join(f"\\{char}" if char in "\\|`*[]" else char for char in text)

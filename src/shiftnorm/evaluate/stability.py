@@ -13,9 +13,11 @@ __all__ = [
     "CIFAR10_P",
     "IMAGENET_P",
     "flip_probability",
+    "flips_by_sequence",
     "mean_flip_probability",
     "mean_flip_rate",
     "mean_top5_distance",
+    "top5_by_sequence",
     "top5_distance",
 ]
 
@@ -62,8 +64,30 @@ def flip_probability(predicted: Tensor, *, noise: bool, stride: int = 1) -> floa
         ValueError: if there is nothing to compare, or noise has a stride.
     """
     _check("flip_probability", predicted, 2, noise, stride)
+    return flips_by_sequence(predicted, noise=noise, stride=stride).mean().item()
+
+
+def flips_by_sequence(predicted: Tensor, *, noise: bool, stride: int = 1) -> Tensor:
+    """`flip_probability` of each sequence, for intervals over sequences.
+
+    Example:
+        >>> flips_by_sequence(torch.tensor([[7, 7, 3, 3, 7], [1, 1, 1, 1, 1]]), noise=False)
+        tensor([50.,  0.], dtype=torch.float64)
+
+    Args:
+        predicted: (sequences, frames) class indices.
+        noise: as for `flip_probability`.
+        stride: as for `flip_probability`.
+
+    Returns:
+        (sequences,) float64, in percent.
+
+    Raises:
+        ValueError: as `flip_probability` does.
+    """
+    _check("flips_by_sequence", predicted, 2, noise, stride)
     before = predicted[:, :1] if noise else predicted[:, :-stride]
-    return 100.0 * (predicted[:, stride:] != before).double().mean().item()
+    return 100.0 * (predicted[:, stride:] != before).double().mean(1)
 
 
 def top5_distance(top5: Tensor, *, noise: bool, stride: int = 1) -> float:
@@ -89,6 +113,28 @@ def top5_distance(top5: Tensor, *, noise: bool, stride: int = 1) -> float:
         ValueError: if there is nothing to compare, noise has a stride, or a frame names a class twice.
     """
     _check("top5_distance", top5, 3, noise, stride)
+    return top5_by_sequence(top5, noise=noise, stride=stride).mean().item()
+
+
+def top5_by_sequence(top5: Tensor, *, noise: bool, stride: int = 1) -> Tensor:
+    """`top5_distance` of each sequence, for intervals over sequences.
+
+    Example:
+        >>> top5_by_sequence(torch.tensor([[[0, 1, 2, 3, 4], [1, 0, 2, 3, 4]]]), noise=False)
+        tensor([2.], dtype=torch.float64)
+
+    Args:
+        top5: (sequences, frames, 5) class indices from the best on.
+        noise: as for `top5_distance`.
+        stride: as for `top5_distance`.
+
+    Returns:
+        (sequences,) float64, 0 to 15.
+
+    Raises:
+        ValueError: as `top5_distance` does.
+    """
+    _check("top5_by_sequence", top5, 3, noise, stride)
     ordered = top5.sort(-1).values
     if top5.shape[-1] != 5 or bool((ordered[..., 1:] == ordered[..., :-1]).any()):
         raise ValueError(
@@ -101,7 +147,7 @@ def top5_distance(top5: Tensor, *, noise: bool, stride: int = 1) -> float:
     ranks = torch.arange(1, 6, device=top5.device)
     # ranks from 6 on count as 6: beyond the five, order does not matter
     later = torch.where(same.any(-1), (same * ranks).sum(-1), 6)
-    return (later - ranks).abs().sum(-1).double().mean().item()
+    return (later - ranks).abs().sum(-1).double().mean(1)
 
 
 def mean_flip_probability(flips: Mapping[str, float]) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -17,18 +17,22 @@ from shiftnorm.surgery.convert import FOLDED, edits_of, remember
 from shiftnorm.surgery.edit import Edit, make, undo
 from shiftnorm.surgery.report import Report
 from shiftnorm.surgery.source import rebuild, source_of
+from shiftnorm.tensor_file import safetensors_for, write_tensors
 
 __all__ = ["load", "read_recipe", "save"]
 
 _KEY = "shiftnorm"
 _FORMAT = 1
+_WHO = "save and load"
+_NORMALIZATION = "input_normalization"
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Write a model with its conversions to a safetensors file.
 
     The file holds every parameter and buffer, and in its metadata, as JSON, where the model came from
-    (``build_model``), the edits made to it, and the source of every norm's moments. It holds no code.
+    (``build_model``), the edits made to it, the source of every norm's moments, and, if the model has it, its
+    ``input_normalization``: the (mean, std) that its inputs are normalized by. It holds no code.
 
     Example:
         >>> import tempfile
@@ -47,14 +51,13 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         The path.
 
     Raises:
-        ValueError: if an argument of an edit, or an entry of the state_dict, cannot be written without pickling, or if
-            the model is folded.
+        ValueError: if an argument of an edit, or an entry of the state_dict, cannot be written without pickling, if
+            ``input_normalization`` is no (mean, std), or if the model is folded.
         ModuleNotFoundError: if safetensors is not installed.
     """
     if getattr(model, FOLDED, False):
         raise ValueError("save: the model is folded: it has other weights than its recipe says. Save before fold.")
-    safetensors = _safetensors()
-    path = Path(path)
+    safetensors_for(_WHO)  # before anything is copied
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
@@ -76,17 +79,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         "edits": [_checked(edit) for edit in edits_of(model)],
         "aliases": aliases,
         "moments": _moment_sources(model),
+        _NORMALIZATION: _normalization_of(model),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(suffix=".tmp", prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
-        safetensors.save_file(tensors, temporary, metadata={_KEY: json.dumps(recipe), "format": "pt"})
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return path
+    return write_tensors(Path(path), tensors, {_KEY: json.dumps(recipe), "format": "pt"}, who=_WHO)
 
 
 def load(
@@ -112,7 +107,8 @@ def load(
         norms: the user's own norms, by the names in the file.
 
     Returns:
-        The model in evaluation mode, and a report that :func:`revert` takes.
+        The model in evaluation mode, with its ``input_normalization`` if it had one, and a report that :func:`revert`
+        takes.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -129,7 +125,7 @@ def load(
         model = rebuild(recipe["source"])
     elif edits_of(model):
         raise ValueError("load: expected model= as it was before conversion, got one that is converted; revert first.")
-    tensors = _safetensors().load_file(path)
+    tensors = safetensors_for(_WHO).load_file(path)
     elements = sum(tensor.numel() for tensor in tensors.values())
     if dangling := [kept for kept in recipe["aliases"].values() if kept not in tensors]:
         raise ValueError(f"load: {path.name} is damaged: its recipe names tensors that are not in it: {dangling[:5]}.")
@@ -153,6 +149,8 @@ def load(
             root = undo(root, change)
         raise
     remember(root, report.edits)
+    if (pair := recipe.get(_NORMALIZATION)) is not None:
+        setattr(root, _NORMALIZATION, (tuple(pair[0]), tuple(pair[1])))
     report.parameters = (count, sum(parameter.numel() for parameter in root.parameters()))
     return root.eval(), report
 
@@ -173,7 +171,7 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"load: no file {path}.")
-    _safetensors()
+    safetensors_for(_WHO)
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -197,6 +195,7 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
         or not all(isinstance(edit, dict) for edit in recipe["edits"])
         or not all(isinstance(kept, str) for kept in recipe["aliases"].values())
         or not all(isinstance(pair, list) and [type(part) for part in pair] == [str, float] for pair in pairs)
+        or (recipe.get(_NORMALIZATION) is not None and _read_normalization(recipe[_NORMALIZATION]) is None)
     ):
         raise ValueError(f"load: the recipe in {path.name} is not of the form that save writes.")
     if recipe["format"] > _FORMAT:
@@ -252,6 +251,29 @@ def _moment_sources(model: nn.Module) -> dict[str, tuple[str, float]]:
     return {name: (norm.source, norm.source_weight) for name, norm in norms if norm.source != "auto"}
 
 
+def _normalization_of(model: nn.Module) -> list[list[float]] | None:
+    """What the model says of its inputs; a part of the network may have the same name, and is no such thing."""
+    own = getattr(model, _NORMALIZATION, None)
+    if own is None or isinstance(own, nn.Module):
+        return None
+    pair = _read_normalization(own)
+    if pair is None:
+        raise ValueError(
+            f"save: expected {_NORMALIZATION} to be (mean, std), equally many finite numbers each with std > 0, got "
+            f"{own!r}. Correct or delete the attribute."
+        )
+    return pair
+
+
+def _read_normalization(pair: Any) -> list[list[float]] | None:
+    try:
+        mean, std = ([float(value) for value in part] for part in pair)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    fits = len(mean) == len(std) > 0 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
+    return [mean, std] if fits else None
+
+
 def _checked(edit: Edit) -> dict[str, Any]:
     data = edit.to_json()
     try:
@@ -263,17 +285,3 @@ def _checked(edit: Edit) -> dict[str, Any]:
         f"save: the arguments of {edit.norm.short} at {edit.path!r} cannot be written as JSON: {data['arguments']}. "
         "Use numbers, strings and lists."
     )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError('save and load need safetensors: pip install "shiftnorm[train]"') from None
-    return safetensors.torch

@@ -1,0 +1,52 @@
+"""Whether a model's outputs can be the classes of a data set."""
+
+from __future__ import annotations
+
+from shiftnorm.data.dataset import Dataset
+
+__all__ = ["check_outputs"]
+
+
+def check_outputs(outputs: int, data: Dataset, *, named: bool = True) -> None:
+    """Refuse a model whose outputs are not the classes of the data; their errors would mean nothing.
+
+    Example:
+        >>> import torch
+        >>> pets = Dataset.of_images("pets", torch.zeros(2, 3, 8, 8).byte(), torch.arange(2), ("cat", "dog"))
+        >>> check_outputs(2, pets)
+        >>> check_outputs(1000, pets)
+        Traceback (most recent call last):
+        ...
+        ValueError: robustness: the model has 1000 outputs, but pets has 2 classes, and which outputs ...
+
+    Args:
+        outputs: how many the model has.
+        data: the images with their classes, and the outputs that these are if they are not all.
+        named: whether the classes are known; else there may be more than the labels show.
+
+    Raises:
+        ValueError: if a label has no output, or it is not known which outputs the classes are.
+    """
+    classes = len(data.classes)
+    if data.class_subset is not None:
+        last = int(data.class_subset.max()) if classes else -1
+        if last < outputs:
+            return
+        raise ValueError(
+            f"robustness: the model has {outputs} outputs, but the {classes} classes of {data.name} are mapped to "
+            f"outputs up to number {last}. Measure a model with at least {last + 1} outputs, or correct the mapping "
+            "(class_subset of the data set, wnids=... of ImageNet's relatives, --classes on the command line)."
+        )
+    if outputs < classes:
+        raise ValueError(
+            f"robustness: the model has {outputs} outputs, but {data.name} has {classes} classes, labels from 0 to "
+            f"{classes - 1}. Is it the data set that the model was trained for? If it is, build the model with a head "
+            f"for these classes (num_classes={classes}, --num-classes {classes}) and fill it with weights trained so."
+        )
+    if outputs > classes and named:
+        raise ValueError(
+            f"robustness: the model has {outputs} outputs, but {data.name} has {classes} classes, and which outputs "
+            "these are is not known. If they are among the model's classes, say which (class_subset of the data set, "
+            "wnids=... of ImageNet's relatives, --classes FILE on the command line); if not, it is another data set "
+            f"than the model was trained for, or the model needs a head for them (--num-classes {classes})."
+        )
