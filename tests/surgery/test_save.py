@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from forged import rewritten, with_text
 from shiftnorm.models import WideResNet
 from shiftnorm.norms import IBN, BatchNorm, RunningMoments
 from shiftnorm.surgery import build_model, convert, edits_of, fold, insert, load, read_recipe, replace, revert, save
@@ -225,17 +226,6 @@ def test_folded_models_are_neither_saved_nor_reverted(tmp_path: Path) -> None:
     unfolded, folds = fold(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()).eval())
     assert not folds.folded
     save(unfolded, tmp_path / "model")  # nothing was folded
-
-
-def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
-    recipe = read_recipe(path)
-    change(recipe)
-    return with_text(path, json.dumps(recipe))
-
-
-def with_text(path: Path, text: str) -> Path:
-    safetensors.save_file(safetensors.load_file(path), path, metadata={"shiftnorm": text})
-    return path
 
 
 def edit(**changes: Any) -> Callable[[dict[str, Any]], Any]:

@@ -16,6 +16,7 @@ from shiftnorm.norms.running import Source
 from shiftnorm.surgery.convert import FOLDED, edits_of, remember
 from shiftnorm.surgery.edit import Edit, make, undo
 from shiftnorm.surgery.report import Report
+from shiftnorm.surgery.settings import are_settings, put_settings, settings_of
 from shiftnorm.surgery.source import rebuild, source_of
 from shiftnorm.tensor_file import safetensors_for, write_tensors
 
@@ -31,8 +32,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Write a model with its conversions to a safetensors file.
 
     The file holds every parameter and buffer, and in its metadata, as JSON, where the model came from
-    (``build_model``), the edits made to it, the source of every norm's moments, and, if the model has it, its
-    ``input_normalization``: the (mean, std) that its inputs are normalized by. It holds no code.
+    (``build_model``), the edits made to it, the source of every norm's moments, every norm's numbers (eps, momentum, p
+    and such, which may have been changed since), and, if the model has it, its ``input_normalization``: the (mean, std)
+    that its inputs are normalized by. It holds no code.
 
     Example:
         >>> import tempfile
@@ -79,6 +81,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         "edits": [_checked(edit) for edit in edits_of(model)],
         "aliases": aliases,
         "moments": _moment_sources(model),
+        "settings": settings_of(model),
         _NORMALIZATION: _normalization_of(model),
     }
     return write_tensors(Path(path), tensors, {_KEY: json.dumps(recipe), "format": "pt"}, who=_WHO)
@@ -144,6 +147,7 @@ def load(
             report.changes.append(change)
         _fill(root, tensors, path)
         _switch_sources(root, recipe["moments"], path)
+        put_settings(root, recipe.get("settings", {}), f"load: {path.name}")
     except BaseException:  # a model that was passed stays as it was
         for change in reversed(report.changes):
             root = undo(root, change)
@@ -195,6 +199,7 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
         or not all(isinstance(edit, dict) for edit in recipe["edits"])
         or not all(isinstance(kept, str) for kept in recipe["aliases"].values())
         or not all(isinstance(pair, list) and [type(part) for part in pair] == [str, float] for pair in pairs)
+        or not are_settings(recipe.get("settings", {}))
         or (recipe.get(_NORMALIZATION) is not None and _read_normalization(recipe[_NORMALIZATION]) is None)
     ):
         raise ValueError(f"load: the recipe in {path.name} is not of the form that save writes.")
