@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, final
 
+from shiftnorm.optimizer_recipe import GroupRecipe, OptimizerRecipe
 from shiftnorm.recipe_files import load_as
 from shiftnorm.recipe_tree import check_types, refuse
 from shiftnorm.train_parts import (
@@ -16,7 +17,6 @@ from shiftnorm.train_parts import (
     LoopRecipe,
     LossRecipe,
     ModelRecipe,
-    OptimizerRecipe,
     PlacementRecipe,
 )
 
@@ -25,6 +25,7 @@ __all__ = [
     "CrossNormRecipe",
     "DataRecipe",
     "EvaluateRecipe",
+    "GroupRecipe",
     "LoopRecipe",
     "LossRecipe",
     "ModelRecipe",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from shiftnorm.norms import CrossNorm
 from shiftnorm.tasks import Batches, Classify, Normalize, Objective
 from shiftnorm.tasks.average import WeightAverage
+from shiftnorm.train_recipe import GroupRecipe
 from toy_training import CLASSES, Given, batch, network, recipe, task, trainer
 
 
@@ -67,6 +68,30 @@ def test_one_step_is_sgd_on_the_recipes_loss() -> None:
     for p, new in zip(model.parameters(), trained.model.parameters(), strict=True):
         step = p.grad * (0.3 / norm) + 0.01 * p.detach()
         torch.testing.assert_close(new.detach(), p.detach() - 0.2 * (1 + 0.8) * step)
+
+
+def test_groups_train_by_their_own_numbers() -> None:
+    groups = (GroupRecipe("*.bias", 10.0, weight_decay=0.0), GroupRecipe("*.weight", 0.0))
+    options = {"learning_rate": 0.2, "momentum": 0.0, "nesterov": False, "weight_decay": 0.5, "groups": groups}
+    plan = recipe(optimizer=options)
+    trained, start = task(network(), 1, plan), network()
+    trainer(max_epochs=1).fit(trained, batches(1))
+    loss, _ = Objective.of(plan, start, Normalize())(*batch(4, 0), 0)
+    loss.backward()
+    kinds = set()
+    for (name, p), new in zip(start.named_parameters(), trained.model.parameters(), strict=True):
+        kind = name.rpartition(".")[2]
+        kinds.add(kind)
+        steps = {"bias": 2.0 * p.grad, "weight": 0.0 * p.grad}
+        rest = 0.2 * (p.grad + 0.5 * p.detach())
+        torch.testing.assert_close(new.detach(), p.detach() - steps.get(kind, rest))
+    assert kinds == {"bias", "weight", "fc"}
+
+
+def test_a_group_without_parameters_is_an_error() -> None:
+    plan = recipe(optimizer={"groups": (GroupRecipe("*.gaet"),)})
+    with pytest.raises(ValueError, match=r"optimizer.groups: expected '\*.gaet' to match parameters"):
+        task(network(), 1, plan).configure_optimizers()
 
 
 def test_accumulated_batches_average_their_gradients() -> None:

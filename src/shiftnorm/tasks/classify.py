@@ -17,6 +17,7 @@ from shiftnorm.tasks.average import WeightAverage
 from shiftnorm.tasks.guard import FiniteGuard
 from shiftnorm.tasks.normalize import Normalize
 from shiftnorm.tasks.objective import Objective
+from shiftnorm.tasks.parameter_groups import grouped
 from shiftnorm.tasks.schedule import rate_factor
 
 if TYPE_CHECKING:
@@ -278,9 +279,8 @@ class Classify(L.LightningModule):
                 "factor": recipe.factor,
                 "warmup": recipe.warmup * self.steps_per_epoch,
             }
-        optimizer = torch.optim.SGD(
-            self.model.parameters(), self.learning_rate, momentum, weight_decay=decay, nesterov=nesterov
-        )
+        groups = list(self.model.parameters()) if recipe is None else grouped(self.model, recipe)
+        optimizer = torch.optim.SGD(groups, self.learning_rate, momentum, weight_decay=decay, nesterov=nesterov)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: rate_factor(step, steps=self.steps, **options)
         )
