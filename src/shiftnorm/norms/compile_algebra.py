@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from shiftnorm.norms.base import MomentNorm
@@ -23,6 +22,7 @@ def compile_algebra(model: M, backend: str | Callable[..., Any] | None = "induct
     rest of the model stay as they are: nothing else is traced, and hooks, checkpointing and prints keep working.
 
     Example:
+        >>> import torch
         >>> from shiftnorm.norms import CNSN, BatchNorm, Chain
         >>> norm = compile_algebra(Chain(BatchNorm(8), CNSN(8)), backend="aot_eager")
         >>> norm(torch.randn(4, 8, 6, 6)).shape
