@@ -11,6 +11,7 @@ import bisect
 import inspect
 import json
 import re
+import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -247,6 +248,101 @@ def _smallest_image(model: Any, largest: int = 32) -> int:
     return bisect.bisect_left(range(largest + 1), True, key=takes)
 
 
+def make_recipes_table() -> str:
+    """Every recipe of a training run by what it sets, folder by folder."""
+    from shiftnorm.recipe_files import list_recipes, resolve
+    from shiftnorm.train_recipe import load_train_recipe
+
+    lines = [
+        "| Recipe | Network | Norms | CrossNorm | AugMix | Epochs | Batch | Learning rate | Weight decay |",
+        "|---|---|---|---|---|---:|---:|---:|---:|",
+    ]
+    for name in list_recipes():
+        if resolve(name)[-1].kind != "train":
+            continue
+        recipe = load_train_recipe(name)
+        cells = [
+            f"`{name}`",
+            f"`{recipe.model.name}`",
+            "<br>".join(_placement(each) for each in recipe.model.placements) or "–",
+            _crossnorm(recipe),
+            f"severity {recipe.augmix.severity}, weight {recipe.augmix.consistency:g}"
+            if recipe.augmix.enabled
+            else "–",
+            str(recipe.loop.epochs),
+            str(recipe.loop.batch_size),
+            f"{recipe.optimizer.learning_rate:g}",
+            f"{recipe.optimizer.weight_decay:g}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _placement(placement: Any) -> str:
+    arguments = ", ".join(f"{key} {value}" for key, value in placement.arguments.items())
+    return f"`{placement.name}`{arguments and ', '}{arguments}"
+
+
+def _crossnorm(recipe: Any) -> str:
+    chosen = recipe.crossnorm
+    inside = any(each.name.startswith(("cnsn", "crossnorm")) for each in recipe.model.placements)
+    if not inside and not chosen.images:
+        return "–"
+    where = f"on the images, crop {chosen.crop}" if chosen.images else f"{chosen.active_num} active"
+    weight = f", consistency {chosen.consistency:g}" if chosen.consistency else ""
+    return f"p {chosen.p:g}, {where}{weight}"
+
+
+def make_published_table() -> str:
+    """What papers print, what others measured again, and what runs of our recipes gave, row by row."""
+    published = json.loads((ROOT / "docs" / "published.json").read_text(encoding="utf-8"))
+    ours: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((ROOT / "results" / "train").glob("**/*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["status"] == "complete":
+            _check_recipe(record, path)
+            ours.setdefault(record["name"], []).append(record)
+    lines = [
+        "| Images | Network | Method | Quantity | Paper | Reproduction | Ours | Recipe |",
+        "|---|---|---|---|---:|---:|---:|---|",
+    ]
+    for row in published["rows"]:
+        found = [_quantity(record, row["quantity"]) for record in ours.get(row["recipe"], [])]
+        values = [value for value in found if value is not None]
+        cells = [row["data"], row["network"], row["method"], row["quantity"]]
+        cells += ["–" if row[key] is None else f"{row[key]:.1f}" for key in ("paper", "reproduction")]
+        cells += [_mean(values), f"`{row['recipe']}`"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *published["remarks"]])
+
+
+def _check_recipe(record: dict[str, Any], path: Path) -> None:
+    """A run with other settings than its recipe's must not stand in its row."""
+    from shiftnorm.fit.run_folder import identity_of
+    from shiftnorm.recipe_tree import build
+    from shiftnorm.train_recipe import TrainRecipe, load_train_recipe
+
+    made = identity_of(build(TrainRecipe, record["recipe"], path.name), "")
+    asked = identity_of(load_train_recipe(record["name"]), "")
+    changed = [key for key in asked if made.get(key) != asked[key] and key != "loop.seed"]
+    if changed:
+        raise ValueError(f"{path} was not made by {record['name']} as it is: {', '.join(changed)} differ.")
+
+
+def _quantity(record: dict[str, Any], quantity: str) -> float | None:
+    if quantity == "clean error":
+        return record["clean_error"]
+    found = record["mean_corruption_error" if quantity == "mean corruption error" else "mce"]
+    return None if found is None else found["value"]
+
+
+def _mean(values: list[float]) -> str:
+    if not values:
+        return "not run yet"
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{spread} ({len(values)} seed{'s' * (len(values) > 1)})"
+
+
 def make_comparison_table(directory: Path) -> str:
     """The table of one comparison."""
     from shiftnorm.evaluate.record import read_json, read_record
@@ -275,6 +371,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "surgery": make_surgery_table,
     "surgery-summary": make_surgery_summary,
     "models": make_models_table,
+    "recipes": make_recipes_table,
+    "published": make_published_table,
 }
 
 

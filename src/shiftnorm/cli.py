@@ -12,7 +12,9 @@ from typing import Any
 
 from shiftnorm.cli_corrupt import add_corrupt_verb, stopping_politely
 from shiftnorm.cli_evaluate import add_evaluate_verbs
+from shiftnorm.cli_recipes import add_recipes_verb
 from shiftnorm.cli_surgery import add_surgery_verbs, add_verb
+from shiftnorm.cli_train import add_train_verbs
 
 # What a verb needs beyond the core install: import name to distribution, all of the extra [train].
 _TRAIN = {
@@ -27,6 +29,8 @@ _KEPT = {
     "compare": "Finished runs are kept",
     "evaluate": "Finished cells are kept",
     "corrupt": "Finished files are kept",
+    "train": "Finished steps are kept",
+    "compare-recipes": "Finished steps and runs are kept",
 }
 
 
@@ -130,17 +134,8 @@ def _make_parser() -> argparse.ArgumentParser:
     norms.add_argument("--plain", action="store_true", help="names only, one per line")
     norms.set_defaults(run=_list_norms)
 
-    recipes = add_verb(
-        verbs,
-        common,
-        "recipes",
-        help="list the recipes, or show one",
-        examples=["recipes", "recipes show compare-digits", "recipes show compare-digits > mine.yaml"],
-    )
-    recipes.add_argument("action", nargs="?", choices=("list", "show"), default="list")
-    recipes.add_argument("name", nargs="?", help="the recipe to show")
-    recipes.set_defaults(run=_recipes)
-
+    add_recipes_verb(verbs, common)
+    add_train_verbs(verbs, common)
     add_evaluate_verbs(verbs, common)
     add_corrupt_verb(verbs, common)
     add_surgery_verbs(verbs, common)
@@ -196,20 +191,3 @@ def _describe_norms() -> dict[str, str]:
         if (is_norm and item not in (norms.NormLayer, norms.Chain)) or name == "CNSN":
             found[name] = (inspect.getdoc(item) or "").partition("\n")[0]
     return found
-
-
-def _recipes(options: argparse.Namespace) -> int:
-    from shiftnorm.recipe import list_recipes
-    from shiftnorm.variants import suggest
-
-    recipes = list_recipes()
-    if options.action == "list":
-        for name, text in recipes.items():
-            print(f"{name:<20}{text.splitlines()[0].removeprefix('# ')}")
-        return 0
-    if options.name is None:
-        raise ValueError(f"recipes show: expected a name, got none; known: {', '.join(recipes)}.")
-    if options.name not in recipes:
-        raise ValueError(f"unknown recipe {options.name!r}; {suggest(options.name, recipes)}")
-    print(recipes[options.name], end="")
-    return 0

@@ -201,8 +201,8 @@ class Classify(L.LightningModule):
         """Forget what an interrupted training left behind, for Lightning."""
         self.guard = self._new_guard()
 
-    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        """One step, for Lightning."""
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor]:
+        """One step, for Lightning: the loss, and the parts it has."""
         images, labels, *indices = batch
         self.guard.begin(self.trainer.global_step + 1)
         step = self.batches_seen
@@ -214,7 +214,7 @@ class Classify(L.LightningModule):
         self.log("loss", loss.detach(), prog_bar=True, logger=logged)
         for name, part in parts.items():
             self.log(name, part, logger=logged)
-        return loss if _world() == 1 else loss * self._share(images)
+        return {"loss": loss if _world() == 1 else loss * self._share(images), **parts}
 
     def _again(self, images: Tensor, labels: Tensor, step: int) -> object:
         return self(images) if self.objective is None else self.objective(images, labels, step)

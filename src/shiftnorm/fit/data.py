@@ -1,0 +1,265 @@
+"""The images of a training run: what is learned from, what is held out for choosing, what is measured on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor
+
+from shiftnorm.data import Dataset, ImageSet, digits_on_photos, load_folder, open_dataset
+from shiftnorm.data.dataset import MEMORY_LIMIT
+from shiftnorm.data.pixels import TensorPixels
+from shiftnorm.tasks.batches import Batches, EpochBatches
+from shiftnorm.tasks.loaded_batches import LoadedBatches
+from shiftnorm.train_recipe import DataRecipe
+
+__all__ = ["FitData", "load_fit_data"]
+
+# The split is no choice of a run: with another one for every seed, seeds could not be compared.
+_SPLIT_SEED: Final = 0
+_SAMPLE: Final = 10_000
+_LEAST_STD: Final = 1e-3
+_WIDER: Final = 256 / 224  # what is cut away at the sides of a picture before measuring, as usual for ImageNet
+
+
+@final
+@dataclass(frozen=True)
+class FitData:
+    """Images for training, choosing and measuring, no image in two of them, and what inputs are normalized by.
+
+    Example:
+        >>> data = load_fit_data(DataRecipe())
+        >>> data.describe()["test"], len(data.sha256), data.in_memory
+        (382, 64, True)
+
+    Args:
+        train: what is learned from.
+        validation: held out of the training images; None without.
+        test: what the trained network is measured on.
+        mean: per channel of images in [0, 1].
+        std: likewise.
+    """
+
+    train: Dataset
+    validation: Dataset | None
+    test: Dataset
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the training images are held in memory, not read from files.
+
+        Example:
+            >>> load_fit_data(DataRecipe(limit=2)).in_memory
+            True
+        """
+        return _is_held(self.train)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of what is trained on and held out: pixels and labels in order; file lists where images stay in files.
+
+        Example:
+            >>> load_fit_data(DataRecipe(limit=2)).sha256 == load_fit_data(DataRecipe(limit=3)).sha256
+            False
+        """
+        return _digest(*(part for part in (self.train, self.validation) if part is not None))
+
+    def describe(self) -> dict[str, Any]:
+        """Name, digests, sizes and classes, as records keep them.
+
+        Example:
+            >>> load_fit_data(DataRecipe(limit=2)).describe()["validation"] is None
+            True
+        """
+        held = self.validation
+        return {
+            "name": self.train.name,
+            "sha256": self.sha256,
+            "train": len(self.train),
+            "validation": held and {"images": len(held), "seed": _SPLIT_SEED, "sha256": _digest(held)},
+            "test": len(self.test),
+            "test_sha256": _digest(self.test),
+            "classes": list(self.train.classes),
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    def batches(
+        self,
+        recipe: DataRecipe,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        on_device: bool = True,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+    ) -> EpochBatches:
+        """Shuffled, augmented batches of the training images, with their indices.
+
+        Example:
+            >>> recipe = DataRecipe(limit=4)
+            >>> batches = load_fit_data(recipe).batches(recipe, batch_size=8, seed=0, device=torch.device("cpu"))
+            >>> len(batches), [len(part) for part in next(iter(batches))]
+            (5, [8, 8, 8])
+
+        Args:
+            recipe: says how images are augmented.
+            batch_size: images of a batch in each process.
+            seed: of order and augmentation.
+            device: where batches are augmented.
+            on_device: hold all images there, if they are in memory at all.
+            rank: number of this process.
+            world: how many there are.
+            workers: processes that read files, for CUDA; a CPU has enough to do with the network.
+
+        Returns:
+            The batches of one epoch after another.
+        """
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "shift": recipe.pad if recipe.crop == "pad" else 0,
+            "flip": recipe.flip,
+            "resized": recipe.size if recipe.crop == "resized" else None,
+            "seed": seed,
+            "rank": rank,
+            "world": world,
+            "with_indices": True,
+        }
+        if self.in_memory and (on_device or device.type == "cpu"):
+            return Batches(self.train.images().to(device), self.train.labels.to(device), **options)
+        pinned = device.type == "cuda"
+        return LoadedBatches(self.train, device=device, workers=workers if pinned else 0, pin_memory=pinned, **options)
+
+
+def load_fit_data(recipe: DataRecipe, root: str | Path | None = None, *, test_limit: int | None = None) -> FitData:
+    """Load the images that a recipe names.
+
+    Example:
+        >>> data = load_fit_data(DataRecipe(limit=20, validation=0.25), test_limit=100)
+        >>> len(data.train), len(data.validation), len(data.test)
+        (150, 50, 100)
+
+    Args:
+        recipe: of the data.
+        root: where they lie; counts more than the recipe's own ``root``.
+        test_limit: at most so many test images, drawn once and for all.
+
+    Returns:
+        The images.
+
+    Raises:
+        FileNotFoundError: if they are not there.
+        ValueError: if images have another size than the recipe says, classes of the two parts differ, a part is empty,
+            or nothing says where a folder lies.
+    """
+    place = recipe.root if root is None else root
+    train, test = _open(recipe, None if place is None else Path(place))
+    if train.classes != test.classes:
+        raise ValueError(
+            f"train: the training images of {train.name} have the classes {_listed(train.classes)}, its test images "
+            f"{_listed(test.classes)}; give both parts the same class folders."
+        )
+    for part, images in (("training", train), ("test", test)):
+        shape = tuple(images.images([0]).shape[2:]) if len(images) else (0, 0)
+        if shape != (recipe.size, recipe.size):
+            raise ValueError(
+                f"train: expected {part} images of {recipe.size}x{recipe.size} pixels, as data.size says, got "
+                f"{len(images)} of {shape[0]}x{shape[1]} from {images.name}."
+            )
+    if recipe.limit is not None:
+        of_class = ((train.labels == label).nonzero().flatten()[: recipe.limit] for label in range(len(train.classes)))
+        train = train.subset(torch.cat(list(of_class)))
+    validation = None
+    if recipe.validation:
+        rest, chosen = _split(train.labels, recipe.validation)
+        train, validation = train.subset(rest), train.subset(chosen)
+    if test_limit is not None and test_limit < len(test):
+        drawn = torch.randperm(len(test), generator=torch.Generator().manual_seed(_SPLIT_SEED))[:test_limit]
+        test = test.subset(drawn.sort().values)
+    if len(train) == 0:
+        raise ValueError(f"train: no training image of {train.name} is left; data.limit or data.validation is wrong.")
+    # a recipe has both or neither
+    mean, std = _moments(train) if recipe.mean is None or recipe.std is None else (recipe.mean, recipe.std)
+    return FitData(train, validation, test, mean, std)
+
+
+def _open(recipe: DataRecipe, root: Path | None) -> tuple[Dataset, Dataset]:
+    if recipe.name == "digits":
+        if root is not None:
+            raise ValueError(f"train: the digits come with scikit-learn and are in no folder, got {root}.")
+        return _held(*digits_on_photos(seed=0, size=recipe.size))
+    options: dict[str, Any] = {} if root is None else {"root": root}
+    name: str | Path = recipe.name
+    if recipe.name == "folder":
+        if root is None:
+            raise ValueError("train: the recipe wants a folder of images, got none; say where it is with --data DIR.")
+        if recipe.crop == "pad":
+            train, test, _ = load_folder(root, recipe.size, seed=_SPLIT_SEED, on_bad="error")
+            return _held(train, test)
+        name, options = root, {}
+    if recipe.name in ("folder", "imagenet"):
+        options["preprocess"] = f"resize{round(_WIDER * recipe.size)}-crop{recipe.size}"
+    train = open_dataset(name, split="train", **options)
+    test = open_dataset(name, split="val" if name == "imagenet" else "test", **options)
+    fits = (len(train) + len(test)) * 3 * recipe.size**2 <= MEMORY_LIMIT
+    # Random parts are cut from whole pictures, which are in the files only.
+    return (train.in_memory(), test.in_memory()) if fits and recipe.crop == "pad" else (train, test)
+
+
+def _held(*sets: ImageSet) -> tuple[Dataset, Dataset]:
+    first, second = (Dataset.of_images(each.name, each.images, each.labels, each.classes) for each in sets)
+    return first, second
+
+
+def _split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Indices of the rest and of a random ``fraction`` of every class; of two images or more, one on either side."""
+    generator = torch.Generator().manual_seed(_SPLIT_SEED)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().flatten()
+        order = torch.randperm(len(members), generator=generator)
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        chosen[members[order[: max(count, 0)]]] = True
+    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+
+
+def _moments(train: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std per channel, of some of the images where they are many."""
+    scaled = train.images(slice(None, None, max(1, len(train) // _SAMPLE))).double().div(255)
+    std = scaled.std((0, 2, 3)).clamp_min(_LEAST_STD)
+    return tuple(scaled.mean((0, 2, 3)).tolist()), tuple(std.tolist())
+
+
+def _is_held(data: Dataset) -> bool:
+    innermost = getattr(data.pixels, "pixels", data.pixels)  # of a selection, what was selected from
+    return isinstance(innermost, TensorPixels)
+
+
+def _digest(*parts: Dataset) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        if _is_held(part):
+            images = part.images()
+            digest.update(str(tuple(images.shape)).encode())
+            digest.update(images.contiguous().numpy().data)
+        else:
+            # wherever they lie
+            facts = {key: value for key, value in part.describe().items() if key != "path"}
+            digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
+            digest.update(part.numbers.numpy().data)
+        digest.update(part.labels.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _listed(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")

@@ -1,0 +1,77 @@
+"""Grids of recipes and seeds: resumed, with failed runs kept apart, and compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from fit_runs import small_recipe
+from shiftnorm.fit import Stopped, TrainRecord, compare_recipes
+from shiftnorm.train_recipe import TrainRecipe
+
+SHORT = ("loop.epochs=1", "loop.ema=0")
+
+
+def recipes() -> dict[str, TrainRecipe]:
+    return {
+        "base": small_recipe(*SHORT, "model.placements=[]"),
+        "with/cnsn": small_recipe(*SHORT),
+        "diverging": small_recipe(*SHORT, "optimizer.learning_rate=1.0e+30"),
+    }
+
+
+def test_a_failed_run_is_recorded_and_stops_nothing_and_the_rest_is_not_made_again(tmp_path: Path) -> None:
+    lines: list[str] = []
+    grid = compare_recipes(recipes(), [0, 1], out=tmp_path, say=lines.append)
+    assert [(record.name, record.seed, record.status) for record in grid.records] == [
+        ("base", 0, "complete"),
+        ("with/cnsn", 0, "complete"),
+        ("diverging", 0, "failed"),
+        ("base", 1, "complete"),
+        ("with/cnsn", 1, "complete"),
+        ("diverging", 1, "failed"),
+    ]
+    assert "the training loss is nan" in (grid.failed[0].message or "")
+    assert TrainRecord.load(tmp_path / "failed" / "diverging-seed0.json").status == "failed"
+    base, with_cnsn, diverging = grid.rows
+    assert base.over_seeds is None and base.clean is not None and base.clean.count == 2
+    assert with_cnsn.over_seeds is not None and with_cnsn.over_seeds.count == 2
+    assert with_cnsn.over_images is not None
+    difference = with_cnsn.over_seeds.difference
+    assert with_cnsn.over_images.difference == pytest.approx(difference)
+    assert with_cnsn.over_images.low <= difference <= with_cnsn.over_images.high
+    assert diverging.clean is None and sorted(diverging.failures) == [0, 1]
+    assert "diverging, seed 0 failed: ArithmeticError: train: the training loss is nan" in grid.table
+    assert (tmp_path / "table.md").read_text() == grid.table and grid.report.is_file()
+    assert len(json.loads((tmp_path / "grid.json").read_text())["rows"]) == 3
+
+    before = (tmp_path / "base-seed0" / "model.safetensors").stat().st_mtime_ns
+    lines.clear()
+    again = compare_recipes({"base": recipes()["base"]}, [0, 1], out=tmp_path, say=lines.append)
+    assert sum(line.startswith("This run is finished") for line in lines) == 2
+    assert (tmp_path / "base-seed0" / "model.safetensors").stat().st_mtime_ns == before
+    assert again.rows[0].corrupted == base.corrupted
+
+
+def test_a_signal_stops_the_grid_and_the_same_call_goes_on(tmp_path: Path) -> None:
+    def ask(line: str) -> None:
+        if line.startswith("epoch 1/3"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    chosen = {"base": small_recipe("model.placements=[]")}
+    with pytest.raises(Stopped, match="SIGTERM after step 7"):
+        compare_recipes(chosen, [0], out=tmp_path, say=ask)
+    lines: list[str] = []
+    grid = compare_recipes(chosen, [0], out=tmp_path, say=lines.append)
+    assert "Going on after step 7 of 18." in lines and not grid.failed
+
+
+def test_grids_without_a_run_and_runs_that_share_a_folder_are_refused(tmp_path: Path) -> None:
+    one = small_recipe()
+    for chosen, seeds in (({}, [0]), ({"a": one}, []), ({"a": one}, [0, 0]), ({"a/b": one, "a-b": one}, [0])):
+        with pytest.raises(ValueError, match="expected recipes of different names and different seeds"):
+            compare_recipes(chosen, seeds, out=tmp_path)
