@@ -13,6 +13,7 @@ from torch import Tensor
 from shiftnorm.ops.aten import AtenBackend
 from shiftnorm.ops.cpp import CppBackend
 from shiftnorm.ops.eager import EagerBackend
+from shiftnorm.ops.triton_backend import TritonBackend
 
 __all__ = ["BACKENDS", "Backend", "choose", "explain", "is_batched", "is_forced", "is_traced", "use_backend"]
 
@@ -45,7 +46,7 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS: tuple[Backend, ...] = (CppBackend(), AtenBackend(), EagerBackend())
+BACKENDS: tuple[Backend, ...] = (CppBackend(), AtenBackend(), TritonBackend(), EagerBackend())
 
 _forced: ContextVar[str | None] = ContextVar("shiftnorm_backend", default=None)
 
@@ -89,6 +90,7 @@ def explain(x: Tensor) -> str:
         >>> print(explain(torch.zeros(2, 3)))
         cpp: declines, takes x with spatial dimensions and at least one element, x has shape (2, 3)
         aten: declines, takes x with spatial dimensions and at least one element, x has shape (2, 3)
+        triton: declines, takes CUDA tensors, x is on cpu
         eager: runs
     """
     if is_traced(x):
@@ -105,6 +107,8 @@ def explain(x: Tensor) -> str:
             lines.append(f"{backend.name}: declines, {objection}")
         else:
             lines.append(f"{backend.name}: {'could run, comes later in the list' if chosen else 'runs'}")
+            if not chosen and isinstance(backend, TritonBackend):
+                lines += [f"  {line}" for line in backend.plan(x).splitlines()]
             chosen = True
     return "\n".join(lines)
 

@@ -1,0 +1,180 @@
+"""How many programs a pass is cut into, and how much of x each of them takes: a small table, no trials at run time.
+
+x is seen as (group, plane, place). Contiguous x is one group of N * C planes whose places lie side by side;
+channels-last x is N groups of C planes whose planes lie side by side. A program takes a tile of planes and places; the
+passes that sum walk along the places with it, and where there are few planes each is cut into splits that are summed
+apart and joined in a second, fixed order.
+
+Nothing here depends on the device, so that the bits of a result do not either.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+from torch import Tensor
+
+from shiftnorm.ops.eager import elements_per_plane
+
+__all__ = ["Launch", "View", "map_launch", "programs", "sum_launch", "view_of"]
+
+# Enough programs to fill the largest device at hand a few times over (an H200 has 132 multiprocessors).
+_ENOUGH = 1024
+# Partial results of a plane are joined in registers by one program.
+_MOST_SPLITS = 256
+# Elements of a tile: 16 for every thread, two 16-byte loads of a 16-bit type.
+_TILE = 2048
+_LARGE_TILE = 4096
+# Where tiles are few, rather more of them than full ones, down to this size.
+_SMALL_TILE = 512
+# A program that walks so few tiles is not worth a second launch that joins splits.
+_SHORT = 4
+# Tiles on their way from memory while one is summed, where a program walks over several.
+_STAGES = 3
+# Side of a channels-last tile along the channels: full 128-byte lines.
+_CHANNELS = 64
+
+
+class View(NamedTuple):
+    """x as (group, plane, place): sizes, strides in elements, and what planes and places are multiples of, up to 16.
+
+    Example:
+        >>> import torch
+        >>> view_of(torch.zeros(2, 3, 4, 5))
+        View(groups=1, planes=6, places=20, plane_stride=20, place_stride=1, plane_unit=1, place_unit=4)
+    """
+
+    groups: int
+    planes: int
+    places: int
+    plane_stride: int
+    place_stride: int
+    plane_unit: int
+    place_unit: int
+
+
+class Launch(NamedTuple):
+    """One launch: the tile of a program, its warps, how the places of a plane are cut, and tiles loaded ahead.
+
+    Example:
+        >>> import torch
+        >>> sum_launch(view_of(torch.zeros(1, 1, 1 << 20)))
+        Launch(planes=1, places=2048, warps=4, segment=4096, splits=256, stages=3)
+    """
+
+    planes: int
+    places: int
+    warps: int
+    segment: int
+    splits: int
+    stages: int = 1
+
+    @property
+    def is_single(self) -> bool:
+        """Whether a program takes one tile and walks no further.
+
+        Example:
+            >>> import torch
+            >>> sum_launch(view_of(torch.zeros(32, 64, 56, 56))).is_single
+            True
+        """
+        return self.segment <= self.places
+
+
+def view_of(x: Tensor) -> View:
+    """How the kernels see x, which is contiguous or channels-last.
+
+    Example:
+        >>> import torch
+        >>> view_of(torch.zeros(2, 3, 4, 5).contiguous(memory_format=torch.channels_last))
+        View(groups=2, planes=3, places=20, plane_stride=1, place_stride=3, plane_unit=1, place_unit=1)
+    """
+    n, c, size = int(x.shape[0]), int(x.shape[1]), int(elements_per_plane(x))  # a compiler's symbols become numbers
+    if x.is_contiguous():
+        return View(1, n * c, size, size, 1, 1, math.gcd(size, 16))
+    return View(n, c, size, 1, c, math.gcd(c, 16), 1)
+
+
+def sum_launch(view: View) -> Launch:
+    """The launch of a pass that sums over planes.
+
+    Example:
+        >>> import torch
+        >>> sum_launch(view_of(torch.zeros(32, 64, 56, 56)))  # a plane fits on chip
+        Launch(planes=1, places=4096, warps=8, segment=4096, splits=1, stages=1)
+        >>> sum_launch(view_of(torch.zeros(64, 512, 7, 7)))
+        Launch(planes=16, places=64, warps=4, segment=64, splits=1, stages=1)
+    """
+    return _sum_launch(view.groups, view.planes, view.places, view.place_stride == 1)
+
+
+def map_launch(view: View) -> Launch:
+    """The launch of a pass that maps x element by element; its splits are the tiles along the places.
+
+    Example:
+        >>> import torch
+        >>> map_launch(view_of(torch.zeros(32, 64, 56, 56)))
+        Launch(planes=1, places=2048, warps=4, segment=2048, splits=2, stages=1)
+    """
+    return _map_launch(view.planes, view.places, view.place_stride == 1)
+
+
+def programs(view: View, launch: Launch) -> int:
+    """How many programs a launch has.
+
+    Example:
+        >>> import torch
+        >>> view = view_of(torch.zeros(32, 64, 56, 56))
+        >>> programs(view, sum_launch(view))
+        2048
+    """
+    return view.groups * launch.splits * _ceil(view.planes, launch.planes)
+
+
+@lru_cache(maxsize=4096)
+def _sum_launch(groups: int, planes: int, places: int, rows: bool) -> Launch:
+    tile = _tile(planes, places, rows, _LARGE_TILE)
+    if not rows and tile[1] < places <= _TILE // 32:  # half a line of channels, and the plane in one tile
+        tile = min(32, tile[0]), _power(places), 4
+    columns, pieces = groups * _ceil(planes, tile[0]), _ceil(places, tile[1])
+    wanted = min(_ceil(_ENOUGH, columns), _ceil(pieces, 2), _MOST_SPLITS)
+    if pieces <= (_SHORT if columns < _ENOUGH // 4 else 2 * _SHORT):  # over before a second launch had begun
+        wanted = 1
+    segment = _ceil(pieces, wanted) * tile[1]
+    return Launch(*tile, segment, _ceil(places, segment), 1 if segment <= tile[1] else _STAGES)
+
+
+@lru_cache(maxsize=4096)
+def _map_launch(planes: int, places: int, rows: bool) -> Launch:
+    tile = _tile(planes, places, rows, _TILE)
+    return Launch(*tile, tile[1], _ceil(places, tile[1]))
+
+
+def _tile(planes: int, places: int, rows: bool, largest: int) -> tuple[int, int, int]:
+    """Planes, places and warps of a tile."""
+    if rows and places > _TILE // 2:
+        length = _power(places) if places <= largest else _TILE
+        return 1, length, 8 if length > _TILE else 4
+    if rows:
+        length = _power(places)
+        height = min(_TILE // length, _power(planes))
+        while height > 1 and height * length > _SMALL_TILE and _ceil(planes, height) < 2 * _ENOUGH:
+            height //= 2
+        return height, length, _warps(height * length)
+    width = min(_CHANNELS, _power(planes))
+    length = min(_power(places), _TILE // width)
+    return width, length, _warps(width * length)
+
+
+def _warps(elements: int) -> int:
+    return max(1, min(4, elements // 128))
+
+
+def _ceil(size: int, step: int) -> int:
+    return -(-size // step)
+
+
+def _power(size: int) -> int:
+    return 1 << (size - 1).bit_length()

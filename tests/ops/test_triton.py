@@ -1,0 +1,163 @@
+"""The Triton backend without a GPU: why it declines, how it cuts the work, and its kernels run by the interpreter."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from shiftnorm.ops import explain, triton_backend
+from shiftnorm.ops.triton_backend import TritonBackend
+from shiftnorm.ops.triton_launch import map_launch, programs, sum_launch, view_of
+
+HERE = Path(__file__).resolve().parent
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="the package triton is not installed here")
+
+
+@needs_triton
+def test_the_kernels_run_by_the_interpreter() -> None:
+    files = sorted(str(path) for path in HERE.glob("test_triton_*.py"))
+    assert len(files) == 4
+    # Interpreted functions are made when their module is imported, so the setting needs a process of its own.
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=HERE.parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None and int(passed[1]) > 150, done.stdout[-500:]
+
+
+DECLINED = {
+    "dtype": (torch.zeros(2, 3, 4, dtype=torch.float64), "takes float32, bfloat16 and float16, x is float64"),
+    "empty": (torch.zeros(0, 3, 4), "at least one element"),
+    "strides": (torch.zeros(2, 3, 4, 8)[..., ::2], "contiguous or channels-last"),
+    "channels": (torch.zeros(2, 2, (1 << 22) + 1, dtype=torch.bfloat16).movedim(1, 2), "takes up to 4194304 channels"),
+    "cpu": (torch.zeros(2, 3, 4), "takes CUDA tensors, x is on cpu"),
+    "meta": (torch.zeros(2, 3, 4, device="meta"), "takes CUDA tensors, x is on meta"),
+    "sparse": (torch.zeros(2, 3, 4).to_sparse(), "x is sparse"),
+    "negated": (torch._neg_view(torch.zeros(2, 3, 4)), "lazily negated"),
+}
+
+
+@pytest.mark.parametrize("case", DECLINED)
+def test_it_says_why_it_declines(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    x, reason = DECLINED[case]
+    assert reason in (TritonBackend().unsupported(x) or "")
+
+
+def test_it_says_so_where_triton_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(triton_backend.importlib.util, "find_spec", lambda name: None)
+    triton_backend._is_installed.cache_clear()
+    try:
+        x = torch.zeros(2, 3, 4)
+        assert TritonBackend().unsupported(x) == "needs the package triton, which is not installed"
+        assert "triton: declines, needs the package triton" in explain(x)
+    finally:
+        triton_backend._is_installed.cache_clear()
+
+
+def test_every_module_can_be_imported_without_triton() -> None:
+    script = """
+import sys
+sys.modules["triton"] = None
+import torch
+from shiftnorm.ops import epilogue, triton_epilogue, triton_kernels, triton_ops, triton_passes
+print(torch.ops.shiftnorm.moments(torch.tensor([[[1.0, 3.0]]])))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "(tensor([[2.]]), tensor([[1.]]))", done.stderr
+
+
+def test_the_plan_says_how_planes_are_cut() -> None:
+    assert TritonBackend().plan(torch.empty(1, 1, 1024, 1024)).splitlines() == [
+        "sums: 256 programs of 4 warps, 1 x 2048 elements (planes x places) at a time, "
+        "256 splits of 4096 to a plane, joined by a second launch",
+        "maps: 512 programs of 4 warps, 1 x 2048 elements (planes x places) at a time",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "reason"),
+    [
+        ((9, 0), torch.bfloat16, None),
+        ((7, 5), torch.float32, None),
+        ((7, 5), torch.bfloat16, "takes bfloat16 on compute capability 8.0 and above, x is on a GPU of 7.5"),
+        ((6, 1), torch.float32, "takes GPUs of compute capability 7.5 and above, x is on one of 6.1"),
+    ],
+)
+@needs_triton
+def test_old_gpus_are_declined(
+    capability: tuple[int, int], dtype: torch.dtype, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    triton_backend._why_not_on.cache_clear()
+    try:
+        assert triton_backend._why_not_on(0, dtype) == reason
+    finally:
+        triton_backend._why_not_on.cache_clear()
+
+
+SHAPES = [
+    (1, 1),
+    (1, 1, 1),
+    (3, 5, 7),
+    (1, 1, 1 << 20),
+    (1, 3, 1024, 1024),
+    (32, 64, 56, 56),
+    (32, 256, 28, 28),
+    (64, 512, 7, 7),
+    (2, 32, 128, 128, 128),
+    (100000, 64, 3),
+    (1, 4000000, 2),
+    (2, 3, 1021, 1019),
+    (70000, 3, 1, 1),
+    (1, 1 << 22, 5),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_launches_cover_every_element_within_the_limits(shape: tuple[int, ...], layout: str) -> None:
+    x = torch.empty(shape, device="meta")
+    if layout == "channels_last":
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    view = view_of(x)
+    assert view.groups * view.planes * view.places == x.numel()
+    assert (view.planes % view.plane_unit, view.places % view.place_unit) == (0, 0)
+    for launch in (sum_launch(view), map_launch(view)):
+        assert launch.planes & (launch.planes - 1) == launch.places & (launch.places - 1) == 0
+        assert 1 <= launch.planes * launch.places <= 4096
+        assert launch.warps in (1, 2, 4, 8)
+        assert launch.splits * launch.segment >= view.places > (launch.splits - 1) * launch.segment
+        assert programs(view, launch) < 2**31
+        # offsets inside a tile are 32-bit
+        assert launch.planes * view.plane_stride + launch.places * view.place_stride < 2**31
+    assert sum_launch(view).splits <= 256
+    assert sum_launch(view).segment % sum_launch(view).places == 0
+    assert map_launch(view).segment == map_launch(view).places
+
+
+def test_large_planes_are_split_and_many_are_not() -> None:
+    def count(*shape: int) -> int:
+        view = view_of(torch.empty(shape, device="meta"))
+        return programs(view, sum_launch(view))
+
+    assert count(1, 1, 1024, 1024) == 256
+    assert count(8, 8, 512, 512) >= 1000
+    for shape in [(32, 64, 56, 56), (64, 256, 14, 14), (64, 512, 7, 7), (8, 16, 14, 14)]:
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            x = torch.empty(shape, device="meta", memory_format=memory_format)
+            few_large = shape[0] == 32 and memory_format == torch.channels_last
+            assert (sum_launch(view_of(x)).splits > 1) == few_large

@@ -1,0 +1,108 @@
+"""A norm, a residual sum and an activation in one pass: what the three compute one after the other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from shiftnorm.ops import Affine, Moments, apply, moments, use_backend
+from shiftnorm.ops.epilogue import apply_activated
+from triton_device import DEVICE, LAYOUTS, random, runs_kernels
+
+ACTIVATIONS = {"none": lambda z: z, "relu": F.relu, "silu": F.silu, "gelu": F.gelu}
+BACKENDS = ["eager", pytest.param("triton", marks=runs_kernels)]
+SHAPES = [(2, 3, 5, 4), (1, 2, 4100), (3, 5)]
+
+
+def inputs(shape: tuple[int, ...], layout: str, dtype: torch.dtype, *, residual: bool) -> list[Tensor]:
+    tensors = [random(shape, layout, dtype) for _ in range(1 + residual)]
+    rows = [torch.rand(1, shape[1]).to(DEVICE), torch.randn(shape[0], shape[1]).to(DEVICE)]
+    return [tensor.requires_grad_() for tensor in (*rows, *tensors)]
+
+
+def affine_of(m: Moments, weight: Tensor, bias: Tensor) -> Affine:
+    return Affine(weight * torch.rsqrt(m.var + 0.1), bias + 0.3 * m.mean)
+
+
+def fused(activation: str, weight: Tensor, bias: Tensor, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    m = moments(x)
+    return apply_activated(x, m, affine_of(m, weight, bias), residual=residual, activation=activation)
+
+
+def separate(activation: str, weight: Tensor, bias: Tensor, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    m = moments(x)
+    y = apply(x, m, affine_of(m, weight, bias))
+    return ACTIVATIONS[activation](y if residual is None else y + residual)
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_outputs_and_gradients(backend: str, layout: str, activation: str, residual: bool, poisoned: None) -> None:
+    for shape in SHAPES[:1] if backend == "eager" or activation in ("none", "gelu") else SHAPES:
+        given = inputs(shape, layout, torch.float32, residual=residual)
+        exact = [tensor.detach().double().requires_grad_() for tensor in given]
+        with use_backend(backend):
+            y = fused(activation, *given)
+            g = torch.randn(shape).to(DEVICE)
+            gradients = torch.autograd.grad(y, given, g)
+        want = separate(activation, *exact)
+        torch.testing.assert_close(y.double(), want, rtol=1e-5, atol=1e-5)
+        assert y.stride() == given[2].stride()
+        for got, right in zip(gradients, torch.autograd.grad(want, exact, g.double()), strict=True):
+            torch.testing.assert_close(got.double(), right, rtol=1e-3, atol=1e-3 * (1 + float(right.abs().max())))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sixteen_bits_are_rounded_once(backend: str, dtype: torch.dtype) -> None:
+    given = inputs((2, 3, 5, 4), "channels_last", dtype, residual=True)
+    with use_backend(backend):
+        y = fused("silu", *given)
+        gradients = torch.autograd.grad(y, given, torch.ones_like(y))
+    exact = [tensor.detach().double().requires_grad_() for tensor in given]
+    want = separate("silu", *exact)
+    assert y.dtype == gradients[2].dtype == gradients[3].dtype == dtype
+    torch.testing.assert_close(y.double(), want, rtol=2.0**-7 if dtype == torch.bfloat16 else 2.0**-10, atol=1e-3)
+    right = torch.autograd.grad(want, exact, torch.ones_like(want))
+    for got, exactly in zip(gradients, right, strict=True):
+        torch.testing.assert_close(got.double(), exactly, rtol=2e-2, atol=2e-2 * float(exactly.abs().max()))
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_second_derivatives(backend: str, activation: str) -> None:
+    def penalty(function, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        first = torch.autograd.grad(function(activation, *tensors).square().sum(), tensors, create_graph=True)
+        return torch.autograd.grad(sum(tensor.square().sum() for tensor in first), tensors)
+
+    given = inputs((2, 3, 5, 4), "contiguous", torch.float32, residual=True)
+    with use_backend(backend):
+        got = penalty(fused, given)
+    want = penalty(separate, [tensor.detach().double().requires_grad_() for tensor in given])
+    for ours, right in zip(got, want, strict=True):
+        torch.testing.assert_close(ours.double(), right, rtol=1e-3, atol=1e-4 * float(right.abs().max()))
+
+
+@runs_kernels
+def test_the_kernel_of_both_paths_equals_the_sum_of_two() -> None:
+    from shiftnorm.ops import triton_epilogue
+    from shiftnorm.ops.triton_backend import TritonBackend
+
+    x, residual, g = (random((2, 3, 5, 4), "contiguous") for _ in range(3))
+    gain, center, mean, slope, offset = (torch.randn(2, 3).to(DEVICE) for _ in range(5))
+    dx, h = triton_epilogue.combine(g, x, gain, center, mean, residual, "gelu", slope, offset)
+    assert h is not None
+    torch.testing.assert_close(dx, TritonBackend().combine(h, x, gain, center, center, slope, offset))
+
+
+def test_what_is_unknown_is_refused() -> None:
+    x = torch.randn(2, 3, 4)
+    m = moments(x)
+    with pytest.raises(ValueError, match="expected activation to be one of none, relu, silu, gelu, got 'tanh'"):
+        apply_activated(x, m, Affine(m.var, m.mean), activation="tanh")
+    with pytest.raises(ValueError, match=r"expected a residual of x's shape \(2, 3, 4\), got \(3, 4\)"):
+        apply_activated(x, m, Affine(m.var, m.mean), residual=x[0])
