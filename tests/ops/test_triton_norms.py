@@ -14,6 +14,7 @@ from cases import CASES, Case, build
 from planes import norm, plain
 from shiftnorm.norms import MomentNorm
 from shiftnorm.ops import explain, moments, normalize, use_backend
+from shiftnorm.ops.triton_backend import TritonBackend
 from shiftnorm.ops.types import Affine
 from triton_device import COMPILED, DEVICE, LAYOUTS, laid_out, random, runs_kernels
 
@@ -60,6 +61,28 @@ def test_sixteen_bits_and_autocast(dtype: torch.dtype, layout: str) -> None:
     for got, want in zip(results, wanted, strict=True):
         assert got is not None and want is not None
         torch.testing.assert_close(got.float(), want, rtol=2e-2, atol=2e-2 * float(want.detach().abs().max()))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("padding", [0.0, float("nan")])
+def test_masks_and_regions(layout: str, padding: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    for name in ("masked_moments", "masked_combine"):
+        kernel = getattr(TritonBackend, name)
+        monkeypatch.setattr(TritonBackend, name, lambda *a, k=kernel, n=name: (ran.append(n), k(*a))[1])
+    x, mask = random((3, 4, 5, 7), layout), torch.rand(3, 1, 5, 7, device=DEVICE) < 0.6
+    mask[1] = False
+    weights = torch.randn(2, 3, 4, device=DEVICE)
+    found: dict[str, list[Tensor]] = {}
+    for backend in ("triton", "eager"):
+        given = torch.where(mask, x, padding).requires_grad_()
+        with use_backend(backend):
+            m = moments(given, mask)
+            (dx,) = torch.autograd.grad((weights[0] * m.mean + weights[1] * m.var).sum(), given)
+        found[backend] = [m.mean, m.var, torch.where(mask, dx, 0.0)]
+    assert ran == ["masked_moments", "masked_combine"]
+    for got, want in zip(found["triton"], found["eager"], strict=True):
+        torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from shiftnorm.ops.dispatch import Backend, choose, is_batched, is_traced
 from shiftnorm.ops.eager import EagerBackend, accumulation_dtype, as_planes, elements_per_plane, spatial_dims
+from shiftnorm.ops.triton_backend import TritonBackend
 from shiftnorm.ops.types import Affine, Moments
 
 __all__ = ["apply", "moments", "normalize"]
@@ -249,13 +250,19 @@ class _MaskedMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore
-        mean, var = _weighted_moments(x, weight, count)
+        ctx.kernels = backend if isinstance(backend := choose(x), TritonBackend) else None
+        mean, var = (
+            _weighted_moments(x, weight, count) if ctx.kernels is None else ctx.kernels.masked_moments(x, weight)
+        )
         ctx.save_for_backward(x, weight, count, mean)
         return mean, var
 
     @staticmethod
     def backward(ctx: Any, dmean: Tensor, dvar: Tensor) -> Any:  # pyright: ignore
         x, weight, count, mean = ctx.saved_tensors
+        if ctx.kernels is not None and not torch.is_grad_enabled() and not is_batched(dmean):
+            slope, offset = _widened(x, 2 * dvar / count, dmean / count)
+            return ctx.kernels.masked_combine(None, x, weight, None, mean, slope, offset), None, None
         wide = x.to(mean.dtype) - as_planes(mean, x)
         dx = wide * as_planes(2 * dvar / count, x) + as_planes(dmean / count, x)
         return (dx * weight).to(x.dtype), None, None
