@@ -42,6 +42,8 @@ DECLINED = {
     "empty": (torch.zeros(0, 3, 4), "at least one element"),
     "strides": (torch.zeros(2, 3, 4, 8)[..., ::2], "contiguous or channels-last"),
     "channels": (torch.zeros(2, 2, (1 << 22) + 1, dtype=torch.bfloat16).movedim(1, 2), "takes up to 4194304 channels"),
+    "planes": (torch.zeros(1, dtype=torch.float16).expand(1, 1, 1 << 31), "contiguous"),
+    "large": (torch.zeros(1, 1, 1 << 31, device="meta"), "takes planes of fewer than 2147483648 elements"),
     "cpu": (torch.zeros(2, 3, 4), "takes CUDA tensors, x is on cpu"),
     "meta": (torch.zeros(2, 3, 4, device="meta"), "takes CUDA tensors, x is on meta"),
     "sparse": (torch.zeros(2, 3, 4).to_sparse(), "x is sparse"),

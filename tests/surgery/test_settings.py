@@ -18,12 +18,14 @@ def changed() -> nn.Module:
     convert(model, "crossnorm@residual")
     model.bn1.momentum, model.bn1.eps = 0.01, 1e-3
     model.layer4[1].bn2[0].momentum = None
+    model.layer4[0].bn1.momentum = 0  # whole, and yet a momentum
+    model.layer2[0].bn2[1].blend = 0.5  # None before
     model.layer1[1].bn2[1].p = 0.25
     return model
 
 
 def numbers(model: nn.Module) -> dict[str, dict[str, Any]]:
-    names = ("eps", "momentum", "p", "alpha")
+    names = ("eps", "momentum", "p", "alpha", "blend")
     return {
         path: {name: getattr(module, name) for name in names if hasattr(module, name)}
         for path, module in model.named_modules()
@@ -34,6 +36,7 @@ def test_they_survive(tmp_path: Path) -> None:
     model = changed()
     again, _ = load(save(model, tmp_path / "a.safetensors"))
     assert numbers(again) == numbers(model)
+    assert again.layer4[0].bn1.momentum == 0 and again.layer2[0].bn2[1].blend == 0.5
     assert again.bn1.momentum == 0.01 and again.layer1[1].bn2[1].p == 0.25
 
 
@@ -49,7 +52,6 @@ def test_a_file_without_them_is_read(tmp_path: Path) -> None:
         ({"fc": {"eps": 1e-3}}, "names 'eps' of a norm at 'fc'"),
         ({"bn1": {"eps": 1e-3, "forward": 1.0}}, "names 'forward' of a norm at 'bn1'"),
         ({"bn1": {"eps": "1e-3"}}, "not of the form"),
-        ({"bn1": {"eps": None}}, "not of the form"),
         ({"bn1": {"num_features": 7}}, "not of the form"),
         ({"bn1": {"_buffers": 1.0}}, "not of the form"),
         ({"bn1": 0.5}, "not of the form"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from functools import cache
 from typing import Any
@@ -15,6 +16,7 @@ from shiftnorm.ops.triton_launch import Launch, View, map_launch, programs, sum_
 __all__ = ["TritonBackend"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_MOST_PLACES = 1 << 31  # a place in its plane is a 32-bit number; planes together may be larger
 _MOST_CHANNELS = 1 << 22  # a channels-last tile is addressed by 32-bit offsets
 
 
@@ -52,6 +54,8 @@ class TritonBackend:
             return f"takes contiguous or channels-last tensors, x has strides {x.stride()}"
         if not x.is_contiguous() and x.shape[1] > _MOST_CHANNELS:
             return f"takes up to {_MOST_CHANNELS} channels where they are last, x has {x.shape[1]}"
+        if math.prod(x.shape[2:]) >= _MOST_PLACES:
+            return f"takes planes of fewer than {_MOST_PLACES} elements, x has shape {tuple(x.shape)}"
         if x.device.type == "cpu":
             return _why_not_interpreted()
         if x.device.type != "cuda":

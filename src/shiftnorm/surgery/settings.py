@@ -12,6 +12,9 @@ from shiftnorm.surgery.kinds import kind_of
 
 __all__ = ["Settings", "are_settings", "put_settings", "settings_of"]
 
+# Real numbers by these names may be written without a point, and some of them may be None.
+_REAL = frozenset({"alpha", "beta", "blend", "eps", "min_area", "momentum", "p"})
+
 Settings = dict[str, dict[str, "float | None"]]
 
 
@@ -19,7 +22,7 @@ def settings_of(model: nn.Module) -> Settings:
     """The real numbers among the attributes of every norm, ours or not, by its path.
 
     They may have been changed since the norm was made: ``norm.momentum = 0.01``. Whole numbers, which decide shapes,
-    are no settings.
+    are no settings, unless they stand where a real number is meant: ``norm.momentum = 0``.
 
     Example:
         >>> settings_of(nn.Sequential(nn.BatchNorm2d(3, momentum=None), nn.ReLU()))
@@ -27,15 +30,21 @@ def settings_of(model: nn.Module) -> Settings:
     """
     found: Settings = {}
     for path, module in model.named_modules():
-        if isinstance(module, NormLayer) or kind_of(module) is not None:
+        if _is_norm(module):
             own = {name: value for name, value in vars(module).items() if _is_setting(name, value)}
             if own:
                 found[path] = own
     return found
 
 
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, NormLayer) or kind_of(module) is not None
+
+
 def _is_setting(name: str, value: object) -> bool:
-    return not name.startswith("_") and (type(value) is float or (value is None and name == "momentum"))
+    if name in _REAL:
+        return value is None or type(value) in (float, int)
+    return not name.startswith("_") and type(value) is float
 
 
 def are_settings(value: Any) -> bool:
@@ -68,10 +77,10 @@ def put_settings(model: nn.Module, settings: Mapping[str, Mapping[str, float | N
     Raises:
         ValueError: if the model has no such norm, or the norm no such number.
     """
-    present = settings_of(model)
+    norms = {path: module for path, module in model.named_modules() if _is_norm(module)}
     wanted = [(path, name, value) for path, own in settings.items() for name, value in own.items()]
     for path, name, _ in wanted:  # all of them first, so that an error changes nothing
-        if name not in present.get(path, {}):
+        if path not in norms or not _is_setting(name, vars(norms[path]).get(name, ())):
             raise ValueError(f"{who} names {name!r} of a norm at {path!r}, which the model does not have.")
     for path, name, value in wanted:
-        setattr(model.get_submodule(path), name, value)
+        setattr(norms[path], name, value)
