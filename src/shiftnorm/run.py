@@ -30,6 +30,7 @@ from shiftnorm.evaluate.sweep import CONSTANTS
 from shiftnorm.evaluate.table import Row, build_rows, to_markdown
 from shiftnorm.evaluate.timing import StepTime, time_steps
 from shiftnorm.recipe import CompareRecipe
+from shiftnorm.result_folder import COMPARISON, check_owner
 from shiftnorm.trained import FOLDER, write_network
 from shiftnorm.training import Data, load_data, make_step, train_and_evaluate
 from shiftnorm.variants import REFERENCE, VARIANTS
@@ -98,7 +99,8 @@ def compare(
         Table, report and records; `failed` lists what did not finish.
 
     Raises:
-        FileNotFoundError, ValueError: for a directory that is missing or holds no usable images.
+        FileNotFoundError, ValueError: for a directory that is missing or holds no usable images, or one for results
+            that holds those of something else.
         KeyboardInterrupt: when interrupted; finished runs are kept.
     """
     if recipe.device == "cuda" and not torch.cuda.is_available():
@@ -107,6 +109,7 @@ def compare(
     data = load_data(recipe, None if data_dir is None else Path(data_dir))
     facts = data.describe()
     out = Path("runs", "compare-" + re.sub(r"[^\w.-]+", "-", facts["name"])) if out_dir is None else Path(out_dir)
+    check_owner(out, COMPARISON, "compare")
     out.mkdir(parents=True, exist_ok=True)
     versions, machine = describe_versions(), describe_machine(recipe.device, recipe.threads)
 

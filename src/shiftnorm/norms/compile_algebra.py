@@ -41,8 +41,8 @@ def compile_algebra(model: M, backend: str | Callable[..., Any] | None = "induct
     Cost: on the CPU some ten seconds of compilation at the first batch for every kind of norm, number of channels, and
         mode (training or evaluation), less where the compiler finds its work of an earlier process; a change of the
         batch or image size compiles once more, then for all sizes.
-    Limits: those of ``torch.compile``. There are no second derivatives, so that a gradient penalty raises torch's error;
-        and ``backward(retain_graph=True)`` does, unless ``torch._functorch.config.donated_buffer`` is False.
+    Limits: those of ``torch.compile``. There are no second derivatives: a gradient penalty raises torch's error, and
+        so does ``backward(retain_graph=True)`` unless ``torch._functorch.config.donated_buffer`` is False.
         Norms that pool over several processes run theirs uncompiled. Inside a ``torch.compile`` of the whole model
         everything is compiled as one, and this changes nothing.
     """

@@ -1,0 +1,61 @@
+"""Whose results a folder holds, so that one command does not write over what another has left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["COMPARISON", "EVALUATION", "GRID", "TRAINING", "check_owner", "owner_of"]
+
+COMPARISON = "a comparison of norms"
+EVALUATION = "an evaluation"
+GRID = "a comparison of recipes"
+TRAINING = "a training run"
+
+
+def owner_of(folder: Path) -> str | None:
+    """What a folder holds the results of; None if it is empty, not there, or nobody's.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> owner_of(folder) is None
+        True
+        >>> (folder / "cells").mkdir()
+        >>> owner_of(folder)
+        'an evaluation'
+    """
+    if (folder / "records").is_dir():
+        return COMPARISON
+    if (folder / "recipe.yaml").is_file():
+        return TRAINING
+    if (folder / "cells").is_dir():
+        return EVALUATION
+    if (folder / "table.md").is_file() and next(folder.glob("*/recipe.yaml"), None) is not None:
+        return GRID
+    return None
+
+
+def check_owner(folder: Path, owner: str, who: str) -> None:
+    """Refuse a folder with the results of something else.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "records").mkdir()
+        >>> check_owner(folder, COMPARISON, "compare")
+        >>> check_owner(folder, TRAINING, "train")
+        Traceback (most recent call last):
+        ...
+        ValueError: train: ... holds a comparison of norms, which would be written over; choose another --out.
+
+    Args:
+        folder: where results are to go.
+        owner: what they are results of, one of the names of this module.
+        who: what the error begins with.
+
+    Raises:
+        ValueError: if the folder holds the results of something else.
+    """
+    found = owner_of(folder)
+    if found not in (None, owner):
+        raise ValueError(f"{who}: {folder} holds {found}, which would be written over; choose another --out.")
