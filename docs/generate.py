@@ -11,7 +11,6 @@ import bisect
 import inspect
 import json
 import re
-import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "docs")]
 
 SURGERY_RECORDS = ROOT / "benchmarks" / "results"
 SUITES = {
@@ -295,52 +294,9 @@ def _crossnorm(recipe: Any) -> str:
 
 def make_published_table() -> str:
     """What papers print, what others measured again, and what runs of our recipes gave, row by row."""
-    published = json.loads((ROOT / "docs" / "published.json").read_text(encoding="utf-8"))
-    ours: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted((ROOT / "results" / "train").glob("**/*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["status"] == "complete":
-            _check_recipe(record, path)
-            ours.setdefault(record["name"], []).append(record)
-    lines = [
-        "| Images | Network | Method | Quantity | Paper | Reproduction | Ours | Recipe |",
-        "|---|---|---|---|---:|---:|---:|---|",
-    ]
-    for row in published["rows"]:
-        found = [_quantity(record, row["quantity"]) for record in ours.get(row["recipe"], [])]
-        values = [value for value in found if value is not None]
-        cells = [row["data"], row["network"], row["method"], row["quantity"]]
-        cells += ["–" if row[key] is None else f"{row[key]:.1f}" for key in ("paper", "reproduction")]
-        cells += [_mean(values), f"`{row['recipe']}`"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *published["remarks"]])
+    from published_table import make_table
 
-
-def _check_recipe(record: dict[str, Any], path: Path) -> None:
-    """A run with other settings than its recipe's must not stand in its row."""
-    from shiftnorm.fit.run_folder import identity_of
-    from shiftnorm.recipe_tree import build
-    from shiftnorm.train_recipe import TrainRecipe, load_train_recipe
-
-    made = identity_of(build(TrainRecipe, record["recipe"], path.name), "")
-    asked = identity_of(load_train_recipe(record["name"]), "")
-    changed = [key for key in asked if made.get(key) != asked[key] and key != "loop.seed"]
-    if changed:
-        raise ValueError(f"{path} was not made by {record['name']} as it is: {', '.join(changed)} differ.")
-
-
-def _quantity(record: dict[str, Any], quantity: str) -> float | None:
-    if quantity == "clean error":
-        return record["clean_error"]
-    found = record["mean_corruption_error" if quantity == "mean corruption error" else "mce"]
-    return None if found is None else found["value"]
-
-
-def _mean(values: list[float]) -> str:
-    if not values:
-        return "not run yet"
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{spread} ({len(values)} seed{'s' * (len(values) > 1)})"
+    return make_table(ROOT)
 
 
 def make_comparison_table(directory: Path) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from shiftnorm.fit import TrainRecord
 from shiftnorm.recipe_files import list_recipes
-from shiftnorm.recipe_tree import to_mapping
+from shiftnorm.recipe_tree import override, to_mapping
 from shiftnorm.train_recipe import TrainRecipe, load_train_recipe
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -61,4 +61,29 @@ def test_a_run_with_other_settings_is_refused(generate: ModuleType, tmp_path: Pa
     shorter = replace(recipe, loop=replace(recipe.loop, epochs=2))
     record(0, 17.0, shorter).save(tmp_path / "results" / "train" / "short.json")
     with pytest.raises(ValueError, match=r"short\.json was not made by .*/cnsn as it is: loop\.epochs differ"):
+        generate.make_published_table()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"limit": 500}, "evaluate.limit"),
+        ({"severities": (5,)}, "evaluate.severities"),
+        ({"corruptions": ("contrast", "fog"), "seed": 1}, "evaluate.corruptions, evaluate.seed"),
+    ],
+)
+def test_a_run_that_was_measured_otherwise_is_refused(
+    generate: ModuleType, tmp_path: Path, changes: dict[str, object], named: str
+) -> None:
+    recipe = load_train_recipe(NAME)
+    other = override(recipe, [f"evaluate.{key}={json.dumps(value)}" for key, value in changes.items()])
+    record(0, 17.0, other).save(tmp_path / "results" / "train" / "part.json")
+    with pytest.raises(ValueError, match=rf"part\.json was not made by .*/cnsn as it is: {named} differ\."):
+        generate.make_published_table()
+
+
+def test_two_records_of_one_seed_are_refused(generate: ModuleType, tmp_path: Path) -> None:
+    for name, error in (("a", 17.0), ("b", 18.0)):
+        record(3, error, load_train_recipe(NAME)).save(tmp_path / "results" / "train" / name / "3.json")
+    with pytest.raises(ValueError, match=r"a/3\.json and .*b/3\.json are both of .*/cnsn with seed 3, .*count twice"):
         generate.make_published_table()

@@ -130,6 +130,11 @@ def test_refused(text: str, kind: type[Exception], message: str) -> None:
         (OptimizerRecipe, {"schedule": "step"}, "schedule: expected one of 'cosine', 'steps', got 'step'"),
         (CrossNormRecipe, {"p": 1.5}, "p: expected a value in [0, 1], got 1.5"),
         (CrossNormRecipe, {"crop": "both"}, "crop: expected 'neither' unless images is true, got 'both'"),
+        (
+            CrossNormRecipe,
+            {"statistics": "frozen"},
+            "statistics: expected 'shared' unless consistency is above 0, got 'frozen'",
+        ),
         (AugMixRecipe, {"depth": 0}, "depth: expected at least 1, or -1"),
         (LossRecipe, {"mixup": -1}, "mixup: expected at least 0, got -1.0"),
         (LoopRecipe, {"ema": 1}, "ema: expected a value in [0, 1), got 1.0"),

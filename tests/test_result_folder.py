@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from shiftnorm.evaluate.cell_folder import CellFolder
+from shiftnorm.fit import compare_recipes
+from shiftnorm.fit.run_folder import RunFolder
 from shiftnorm.recipe import load_recipe
 from shiftnorm.result_folder import COMPARISON, EVALUATION, GRID, TRAINING, check_owner, owner_of
 from shiftnorm.run import compare
+from shiftnorm.train_recipe import TrainRecipe
 
 
 def comparison(folder: Path) -> None:
@@ -58,3 +62,18 @@ def test_compare_refuses(tmp_path: Path, kind: str) -> None:
     with pytest.raises(ValueError, match=f"compare: .* holds {kind}"):
         compare(load_recipe("compare-digits").changed(limit=2), out_dir=tmp_path, say=lambda line: None)
     assert (tmp_path / "report.html").read_text() == "theirs"
+
+
+OTHERS: dict[str, Callable[[Path], object]] = {
+    TRAINING: lambda folder: RunFolder(folder, {}).check(),
+    EVALUATION: lambda folder: CellFolder(folder, {}),
+    GRID: lambda folder: compare_recipes({"a": TrainRecipe("a")}, [0], out=folder, say=lambda line: None),
+}
+
+
+@pytest.mark.parametrize("own", OTHERS)
+def test_the_others_refuse_a_comparison(tmp_path: Path, own: str) -> None:
+    comparison(tmp_path)
+    with pytest.raises(ValueError, match=f"holds {COMPARISON}, which would be written over"):
+        OTHERS[own](tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["records"]

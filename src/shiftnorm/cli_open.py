@@ -191,18 +191,34 @@ def match_classes(dataset: Dataset, classes: list[str]) -> Dataset:
         classes: the outputs' names, in their order.
 
     Raises:
-        ValueError: if the data have a class that the model does not have.
+        ValueError: if the data have a class that the model does not have, or other outputs by ``--wnids`` already.
     """
     import torch
 
-    if list(dataset.classes) == classes or dataset.class_subset is not None:
+    if list(dataset.classes) == classes and dataset.class_subset is None:
         return dataset
+    if dataset.class_subset is not None or dataset.outputs is not None:
+        known = range(len(dataset.classes)) if dataset.class_subset is None else dataset.class_subset.tolist()
+        alike = dataset.outputs in (None, len(classes)) and all(
+            output < len(classes) and classes[output] == name
+            for output, name in zip(known, dataset.classes, strict=True)
+        )
+        if alike:
+            return dataset
+        among = "" if dataset.outputs is None else f" {dataset.outputs}"
+        raise ValueError(
+            f"evaluate: which of a model's{among} outputs the classes of {dataset.name} are is known already (from "
+            f"--wnids or folders called by numbers), but the {len(classes)} names of --classes, or of the network's "
+            "training, say otherwise. Leave out --classes, or give --wnids as a folder or file that names the classes "
+            "as the network does."
+        )
     if strangers := [name for name in dataset.classes if name not in classes]:
         raise ValueError(
             f"evaluate: {dataset.name} has classes that the network was not trained on, such as {strangers[0]!r}; it "
             f"knows {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}."
         )
-    return replace(dataset, class_subset=torch.tensor([classes.index(name) for name in dataset.classes]))
+    subset = torch.tensor([classes.index(name) for name in dataset.classes])
+    return replace(dataset, class_subset=subset, outputs=len(classes))
 
 
 def read_classes(path: str) -> list[str]:

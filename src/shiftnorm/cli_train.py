@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +94,7 @@ def add_train_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
         "--set", dest="settings", action="append", metavar="A.B=C", default=[],
         help="another value for a key of every recipe; repeatable",
     )  # fmt: skip
-    compare.add_argument("--out", metavar="DIR", help="where everything goes (default: runs/compare-recipes)")
+    compare.add_argument("--out", metavar="DIR", help="where everything goes (default: runs/recipes- and their names)")
     compare.add_argument(
         "--workers", type=int, metavar="N", default=0,
         help="processes that train at the same time (default: 0, one run after the other in this one)",
@@ -145,7 +147,7 @@ def _compare_recipes(options: argparse.Namespace) -> int:
     recipes = [override(load_train_recipe(name), options.settings) for name in options.recipes]
     if len(set(names)) < len(names):
         raise ValueError(f"compare-recipes: expected different recipes, got {', '.join(names)}.")
-    out = Path("runs", "compare-recipes") if options.out is None else Path(options.out)
+    out = _default_folder(names, options.settings) if options.out is None else Path(options.out)
     try:
         with stopping_politely():
             grid = compare_recipes(
@@ -180,3 +182,12 @@ def _tell_of(stopped: Stopped, options: argparse.Namespace) -> int:
 
 def _say(line: str) -> None:
     print(line, flush=True)
+
+
+def _default_folder(names: Sequence[str], settings: Sequence[str]) -> Path:
+    """A folder for every comparison, so that another one does not meet its runs."""
+    from shiftnorm.fit.grid import name_of_folder
+
+    shown = "-".join(map(name_of_folder, names))[:80]
+    changed = hashlib.sha256("\n".join(settings).encode()).hexdigest()[:8]
+    return Path("runs", f"recipes-{shown}" + (f"-{changed}" if settings else ""))

@@ -164,6 +164,13 @@ class CrossNormRecipe:
                 "'neither' unless images is true",
                 "CrossNorm in the network has its crop in its placement.",
             )
+        if self.statistics != "shared" and self.consistency == 0:
+            refuse(
+                self,
+                "statistics",
+                "'shared' unless consistency is above 0",
+                "Without a consistency there are no extra passes.",
+            )
 
 
 @final
@@ -240,6 +247,7 @@ class LoopRecipe:
         epochs: passes over the training images.
         batch_size: images per optimizer step and process, before ``accumulate``.
         accumulate: batches whose gradients make one step.
+        drop_last: leave out what does not fill the last batch of an epoch, rather than train on a smaller one.
         seed: of weights, order and every draw.
         ema: decay of averaged weights, which are then the ones evaluated; 0 for none.
         precision: "32", "bf16" or "16" (mixed).
@@ -258,6 +266,7 @@ class LoopRecipe:
     epochs: int = 100
     batch_size: int = 128
     accumulate: int = 1
+    drop_last: bool = False
     seed: int = 0
     ema: float = 0.0
     precision: Literal["32", "bf16", "16"] = "32"

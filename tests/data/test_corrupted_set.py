@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def cifar(n: int = 10) -> Dataset:
 
 def test_the_layout_of_cifar_10_c(tmp_path: Path) -> None:
     found = open_corrupted(cifar_c(tmp_path / "CIFAR-10-C"), clean=cifar())
-    assert (found.name, found.published, len(found)) == ("CIFAR-10-C", "cifar10-c", 10)
+    assert (found.name, found.published, len(found)) == ("CIFAR-10-C", None, 10)
     assert found.present == {"fog": (1, 2, 3, 4, 5), "contrast": (1, 2, 3, 4, 5)}
     cell = found.cell("contrast", 3)
     assert cell.images()[:, 0, 0, 0].tolist() == list(range(20 + 20, 20 + 30))
@@ -94,7 +95,9 @@ def test_imagenet_c_with_groups_and_a_subset_of_classes(tmp_path: Path) -> None:
         open_corrupted(root)
     for path, base in ((root, None), ("imagenet-c", tmp_path)):
         found = open_corrupted(path, base, wnids=wnids)
-        assert found.present == {"zoom_blur": (1,), "fog": (1, 2)} and found.published == "imagenet-c"
+        assert found.present == {"zoom_blur": (1,), "fog": (1, 2)} and found.published == (
+            None if base is None else "imagenet-c"
+        )
         assert found.clean.class_subset is not None and found.clean.class_subset.tolist() == [0, 1, 2]
         assert found.cell("fog", 2).images().shape == found.clean.images().shape == (3, 3, 224, 224)
         assert any("Of the 5 clean images the 3 were taken" in note for note in found.notes)
@@ -136,8 +139,9 @@ def test_the_wrong_clean_set(tmp_path: Path, pets: Dataset) -> None:
         open_corrupted(folder, clean=other)
     with pytest.raises(ValueError, match="'airplane' is not among the 3 of the clean set pets"):
         open_corrupted(folder, clean=pets)
+    wrong: Any = 3
     with pytest.raises(TypeError, match="expected clean to be a Dataset, a name or a path, got int"):
-        open_corrupted(folder, clean=3)  # pyright: ignore[reportArgumentType]
+        open_corrupted(folder, clean=wrong)
     made = corrupt_folder(pets, tmp_path / "pets-c", corruptions=["fog"], severities=[1]).folder
     with pytest.raises(FileNotFoundError, match=r"does not say where they are. Give them by clean="):
         open_corrupted(made)
@@ -157,7 +161,7 @@ def test_damage(tmp_path: Path, pets: Dataset) -> None:
     assert [len(batch.images) for batch in skipping.cell("contrast", 1).batches(9)] == [8]
     broken.unlink()
     with pytest.raises(
-        ValueError, match=r"contrast 1 has not the images of the other cells: dog/1 missing. Get the set"
+        ValueError, match=r"contrast 1 has not the images of the other cells: dog/1.JPEG missing. Get the set"
     ):
         open_corrupted(made, clean=pets).check(keys)
     (tmp_path / "pets" / "dog" / "2.png").write_bytes(b"")

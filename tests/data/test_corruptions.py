@@ -73,8 +73,10 @@ def test_choose_corruptions() -> None:
     assert choose_corruptions("fog") == ("fog",)
     assert choose_corruptions(["frost", "glass_blur_swap"]) == ("frost", "glass_blur_swap")
     for which, message in (
-        ("comon", "unknown corruption 'comon'; did you mean one of common"),
-        (["fog", "snwo"], "did you mean one of snow"),
+        ("comon", "unknown corruption 'comon'; did you mean common?"),
+        (["fog", "snwo"], "did you mean snow?"),
+        ("fgo", "did you mean one of fog, frost?"),
+        ("qqq", "unknown corruption 'qqq'; known: common, "),
         ([], r"expected names, each once, got \(\)"),
         (["fog", "fog"], "each once, got"),
     ):

@@ -160,6 +160,7 @@ def test_damaged_arrays(tmp_path: Path, make: object, reason: str) -> None:
         ({"numbers": torch.zeros(2)}, "numbers must be .* torch.float32"),
         ({"domains": ("a",)}, "domains and domain_labels belong together"),
         ({"class_subset": torch.tensor([1])}, r"class_subset must be \(2,\) int64"),
+        ({"class_subset": torch.tensor([1, 5]), "outputs": 5}, "class_subset goes up to 5, but outputs is 5"),
         ({"on_error": "ignore"}, "on_error must be 'raise' or 'skip', got 'ignore'"),
     ],
 )

@@ -157,3 +157,13 @@ def test_strange_folders_and_missing_sets(val: Path) -> None:
         open_dataset("imagenet", val, "train")
     with pytest.raises(ValueError, match=r"imagenet has no split 'all', only train, val, test"):
         open_dataset("imagenet", val, "all")
+
+
+def test_of_how_many_outputs_the_classes_are(val: Path, tmp_path: Path) -> None:
+    tree(tmp_path / "imagenet-r", ["n02000000/art_0.png", "n09000000/toy_0.png"], (300, 260))
+    part = open_dataset("imagenet-r", tmp_path, wnids=[*WNIDS, "n09000001"])
+    assert part.outputs == part.limit(1).outputs == part.subset([1]).outputs == 6
+    assert open_dataset("imagenet", val, wnids=val / "val").outputs == 5
+    tree(tmp_path / "imagenetv2-matched-frequency-format-val", ["0/a.png", "3/b.png"])
+    assert open_dataset("imagenet-v2", tmp_path, preprocess="none").outputs == 1000
+    assert open_dataset("imagenet-v2", tmp_path, preprocess="none", wnids=WNIDS).outputs == 5

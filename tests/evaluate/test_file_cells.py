@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from shiftnorm.data import Dataset, open_corrupted
 from shiftnorm.data.corruptions import COMMON
 from shiftnorm.data.materialise import corrupt_cifar
 from shiftnorm.evaluate.assemble import measure_baseline
+from shiftnorm.evaluate.baselines import ALEXNET_ROBUSTBENCH_5K
 from shiftnorm.evaluate.comparison import compare
 from shiftnorm.evaluate.result import Result
 from shiftnorm.evaluate.robustness import robustness
@@ -37,6 +39,44 @@ def test_what_mce_is_called(settings: dict[str, Any], images: int, called: str, 
     )
     assert baseline is not None and entry is not None and entry["called"] == called
     assert (notes == []) if note is None else (note in notes[0])
+
+
+@pytest.mark.parametrize("given", ["AlexNet, RobustBench 5k", ALEXNET_ROBUSTBENCH_5K])
+@pytest.mark.parametrize("source", ["files", "made"])
+def test_five_thousand_images_need_not_be_those_of_robustbench(given: Any, source: str) -> None:
+    _, entry, notes = measure_baseline(
+        given, list(COMMON), [1, 2, 3, 4, 5], classes=1000, settings={**PUBLISHED, "source": source}, images=5_000
+    )
+    assert entry is not None and entry["called"] == "mCE of unchecked images"
+    assert "RobustBench's list of 5,000 images; whether these are the same images is not known" in notes[-1]
+
+
+def test_five_hundred_images_are_not_those_of_robustbench() -> None:
+    _, entry, notes = measure_baseline(
+        "AlexNet, RobustBench 5k", list(COMMON), [1, 2, 3, 4, 5], classes=1000, settings=PUBLISHED, images=500
+    )
+    assert entry is not None and entry["called"] == "mCE of a part" and len(notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "images", "why"),
+    [
+        ({"data": "other"}, 10_000, r"it was measured on other images or classes \(cifar10 test\)"),
+        ({"corrupted files": "other"}, 10_000, "it was measured on other files of corrupted images"),
+        ({"frost photographs": "other"}, 10_000, "its frost is of other photographs"),
+        ({}, 9_999, "it was measured on 10,000 of the images, these are 9,999"),
+    ],
+)
+def test_a_network_of_other_images_is_no_baseline(changes: dict[str, str], images: int, why: str) -> None:
+    ours = {"data": "d", "corrupted files": "c", "model": "one"}
+    given = make_result("net", fingerprint={**ours, "model": "two"})
+    options: dict[str, Any] = {"classes": 10, "settings": given.settings}
+    arguments = (given, given.corruptions, given.severities)
+    found, entry, notes = measure_baseline(*arguments, **options, images=10_000, fingerprint=ours)
+    assert found is not None and entry is not None and entry["called"] == "mCE" and notes == []
+    found, entry, notes = measure_baseline(*arguments, **options, images=images, fingerprint={**ours, **changes})
+    assert found is None and entry is None and len(notes) == 1
+    assert re.fullmatch(rf"No mCE: {why}\.", notes[0])
 
 
 def test_other_files_have_no_mce_of_alexnet() -> None:
@@ -82,6 +122,11 @@ def test_it_goes_on_with_the_same_files_only(tmp_path: Path) -> None:
     more = measured(files, tmp_path / "out", names=["fog", "contrast"])
     assert more.cells[:2] == first.cells
     assert compare(more, more).corruptions["contrast"].difference == 0.0
+    against = measured(files, baseline=first)
+    assert against.mce is not None and against.mce.value == pytest.approx(100.0)
+    again = corrupt_cifar(toy(), tmp_path / "again-c", corruptions=["fog"], seed=1).folder
+    other = measured(open_corrupted(again, clean=toy()), baseline=first)
+    assert other.mce is None and any("other files of corrupted images" in note for note in other.notes)
     with pytest.raises(ValueError, match=r"holds another evaluation; .*source was 'files'"):
         measured(toy(), tmp_path / "out")
     for wrong in ({"constants": "cifar32"}, {"storage": "jpeg85"}, {"frost_dir": tmp_path}):

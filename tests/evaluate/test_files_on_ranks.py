@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -40,3 +42,20 @@ def test_two_ranks_are_as_one(tmp_path: Path) -> None:
     first, second = on_ranks(measure, [place, place])
     assert first == second == measure(0, place)
     assert len(list((tmp_path / "outTrue" / "cells").iterdir())) == 5
+
+
+def refusal(_: int, shard: Tensor) -> str:
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        measure(_, shard)
+    return str(caught.value)
+
+
+def test_ranks_with_other_copies_are_refused(tmp_path: Path) -> None:
+    one, other = (tmp_path / name / "toy-c" for name in ("first", "second"))
+    for seed, folder in enumerate((one, other)):
+        corrupt_cifar(clean_images(), folder, corruptions=["fog", "contrast"], seed=seed)
+    shutil.copy(one / "contrast.npy", other / "contrast.npy")
+    first, second = on_ranks(refusal, [torch.tensor(list(str(folder).encode())) for folder in (one, other)])
+    assert second == "robustness: rank 1 and rank 0 have another checksum of fog."
+    assert "failed on rank 1: ValueError: " in first and "checksum of fog" in first
+    assert not (tmp_path / "first" / "outTrue" / "cells").exists()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from shiftnorm.cli_open import match_classes
 from shiftnorm.data import Dataset, ImageSet
 from shiftnorm.evaluate.outputs import check_outputs
 from shiftnorm.evaluate.robustness import robustness
@@ -87,3 +88,45 @@ def test_images_and_labels_alone_may_lack_the_last_classes() -> None:
 def test_right_ones_pass() -> None:
     check_outputs(20, pets(20))
     check_outputs(25, pets(20), named=False)
+
+
+def test_a_mapping_holds_for_models_of_one_size() -> None:
+    data = replace(pets(3), class_subset=torch.tensor([1, 5, 8]), outputs=1000)
+    check_outputs(1000, data)
+    for outputs in (999, 1001, 21_841):
+        with pytest.raises(ValueError, match=rf"has {outputs} outputs.* up to number 8 of 1000.* exactly 1000 outputs"):
+            check_outputs(outputs, data)
+    with pytest.raises(ValueError, match="exactly 1000 outputs"):
+        run(Counting(1001), data)
+
+
+def test_names_that_are_fewer_than_the_outputs() -> None:
+    named = match_classes(pets(2), ["class1", "eel", "class0"])
+    assert named.class_subset is not None and named.class_subset.tolist() == [2, 0]
+    check_outputs(3, named)
+    with pytest.raises(ValueError, match=r"1000 outputs.* exactly 3 outputs.* a line for every output"):
+        check_outputs(1000, named)
+
+
+@pytest.mark.parametrize(
+    ("subset", "outputs", "classes"),
+    [
+        ([1, 2], 3, ["class1", "eel", "class0"]),  # another order
+        ([1, 2], 4, ["eel", "class0", "class1"]),  # another number
+        ([1, 2], 3, ["class0", "class1"]),  # those of the data, as if there were no more
+        ([1, 2], None, ["class0"]),
+        (None, 2, ["class1", "class0"]),
+        (None, 2, ["class0", "class1", "eel"]),
+    ],
+)
+def test_names_and_a_mapping_that_say_otherwise(subset: Any, outputs: int | None, classes: list[str]) -> None:
+    data = replace(pets(2), class_subset=None if subset is None else torch.tensor(subset), outputs=outputs)
+    with pytest.raises(ValueError, match=r"classes of pets are is known already \(from --wnids.*Leave out --classes"):
+        match_classes(data, classes)
+
+
+def test_names_and_a_mapping_that_agree() -> None:
+    data = replace(pets(2), class_subset=torch.tensor([1, 2]), outputs=3)
+    assert match_classes(data, ["eel", "class0", "class1"]) is data
+    whole = replace(pets(2), outputs=2)
+    assert match_classes(whole, ["class0", "class1"]) is whole

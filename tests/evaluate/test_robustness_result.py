@@ -12,9 +12,11 @@ from torch import nn
 
 from shiftnorm.evaluate.assemble import measure_baseline, summarize_cells
 from shiftnorm.evaluate.baselines import ALEXNET
+from shiftnorm.evaluate.cell_folder import CellFolder, read_cells
 from shiftnorm.evaluate.cells import CLEAN
 from shiftnorm.evaluate.comparison import compare, compare_cells
 from shiftnorm.evaluate.outcome import CellOutcome
+from shiftnorm.evaluate.paired_results import find_comparisons, find_cost
 from shiftnorm.evaluate.result import CellResult, Estimate, Example, Result
 from shiftnorm.evaluate.robustness import robustness
 
@@ -185,3 +187,38 @@ def test_compare_reads_the_cells_and_refuses_other_images(tmp_path):
     (first.folder / "cells" / "fog-3.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks the cells \[\('fog', 3\)\]"):
         compare(first, second)
+
+
+def small_net(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 3))
+
+
+def measured(seed, images, **options):
+    data = (images, torch.arange(len(images)) % 3)
+    return robustness(small_net(seed), data, ["fog"], [1, 3], normalize="half", bootstrap=50, progress=False, **options)
+
+
+def test_a_network_measured_on_other_images_is_no_baseline():
+    images = torch.randint(0, 256, (30, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    reference = measured(1, images)
+    assert measured(2, images, baseline=reference).mce is not None
+    other = measured(2, images.flip(0), baseline=reference)
+    assert other.mce is None and other.relative_mce is None and other.baseline is None
+    assert "No mCE: it was measured on other images or classes (images)." in other.notes
+
+
+def test_cells_that_a_result_is_not_of_change_nothing(tmp_path):
+    images = torch.randint(0, 256, (30, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    first, second = (measured(seed, images, out=tmp_path / str(seed), name=str(seed)) for seed in (1, 2))
+    before, cost = find_comparisons([first, second], resamples=50)[1], find_cost(first, resamples=50)
+    # another evaluation of the same network left a cell that lacks ten images
+    folder = CellFolder(first.folder, json.loads((first.folder / "identity.json").read_text())["identity"])
+    some = torch.arange(10, 30)
+    outcome = CellOutcome.from_logits(torch.eye(3)[some % 3], some % 3, index=some)
+    folder.write(("snow", 1), outcome, {})
+    assert find_comparisons([first, second], resamples=50)[1].to_json() == before.to_json() and before.images == 30
+    assert find_cost(first, resamples=50) == cost
+    assert len(read_cells(first.folder)[CLEAN]) == 20 and len(read_cells(first.folder, [CLEAN])[CLEAN]) == 30
+    with pytest.raises(FileNotFoundError, match=r"none of the cells \[\('frost', 1\)\] in"):
+        read_cells(first.folder, [("frost", 1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,13 @@ class Levels(nn.Module):
         self.frames += len(x)
         level = (x[:, 0, 0, 0] * 255).round().long()
         return (torch.arange(self.classes) - level[:, None]).abs().neg().float() - torch.arange(self.classes) * 1e-3
+
+
+class Coarse(Levels):
+    """Two levels are one class."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward((x * 255).round().div(2, rounding_mode="floor") / 255)
 
 
 def write(folder: Path, levels: dict[str, list[list[int]]]) -> SequenceSet:
@@ -88,16 +96,38 @@ def test_the_published_ten_and_a_named_part_of_them(tmp_path: Path) -> None:
 def test_against_a_baseline(tmp_path: Path) -> None:
     data = write(tmp_path / "p", {"tilt": LEVELS["tilt"], "scale": [[1, 2, 3, 4, 5]] * 2})
     base = run(Levels(), data, ["tilt", "scale"], name="AlexNet")
-    other = write(tmp_path / "q", {"tilt": [[1, 1, 1, 1, 2], [1, 1, 1, 1, 1]], "scale": LEVELS["tilt"]})
-    result = run(Levels(), other, ["tilt", "scale"], baseline=base)
-    assert result.mfr == pytest.approx((12.5 / 25 + 25 / 100) / 2 * 100) and result.baseline == "AlexNet"
+    result = run(Coarse(), data, ["tilt", "scale"], baseline=base)
+    # tilt: 3 3 1 1 3 and no change; scale: 0 1 1 2 2
+    assert result.mfr == pytest.approx((25 / 25 + 50 / 100) / 2 * 100) and result.baseline == "AlexNet"
     distances, theirs = result.top5_distances, base.top5_distances
     assert result.mt5d == pytest.approx(50 * sum(distances[name] / theirs[name] for name in distances))
     assert "mean flip rate (mFR)" in str(result) and "of AlexNet" in str(result)
-    alone = run(Levels(), other, ["tilt"], baseline=base)
+    alone = run(Levels(), data, ["tilt"], baseline=base)
     assert (
         alone.mfr is None and "No mFR and mT5D: the baseline 'AlexNet' has other perturbations (scale)." in alone.notes
     )
+
+
+def test_a_baseline_of_other_sequences(tmp_path: Path) -> None:
+    base = run(Levels(), write(tmp_path / "p", {"tilt": LEVELS["tilt"]}), ["tilt"], name="AlexNet")
+    other = write(tmp_path / "q", {"tilt": [[1, 1, 1, 1, 2], [1, 1, 1, 1, 1]]})
+    result = run(Levels(), other, ["tilt"], baseline=base)
+    assert result.mfr is None and result.mt5d is None
+    assert result.notes[-1] == "No mFR and mT5D: the baseline 'AlexNet' has other sequences of tilt."
+
+
+def test_frames_that_are_preprocessed_otherwise_are_other_frames(tmp_path: Path) -> None:
+    root = tree(tmp_path / "p", [f"tilt/{clip}/{n}.png" for clip in "ab" for n in range(3)], size=(16, 16))
+    ours, theirs = (open_sequences(root, preprocess=steps) for steps in ("crop8", "resize8x8"))
+    first = run(Levels(256), ours, ["tilt"], out=tmp_path / "out", name="AlexNet")
+    assert first.settings["preprocess"] == "crop8"
+    with pytest.raises(ValueError, match=r"holds another evaluation, with another preprocess\."):
+        run(Levels(256), theirs, ["tilt"], out=tmp_path / "out")
+    assert run(Levels(256), ours, ["tilt"], baseline=first).mfr == 100.0
+    older = replace(first, settings={key: each for key, each in first.settings.items() if key != "preprocess"})
+    for baseline in (first, older):
+        result = run(Levels(256), theirs, ["tilt"], baseline=baseline)
+        assert result.mfr is None and "another preprocess (crop8, not resize8x8)" in result.notes[-1]
 
 
 def test_few_classes_have_no_top_five(tmp_path: Path) -> None:

@@ -62,6 +62,62 @@ def test_images_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         load_fit_data(DataRecipe(), place)
 
 
+def flat_folder(folder: Path) -> Path:
+    """Class folders without train and test parts."""
+    pictures = make_pictures(folder / "parts")
+    shutil.move(pictures / "train", folder / "flat")
+    return folder / "flat"
+
+
+def test_a_folder_without_parts_is_split_the_same_way_for_both_crops(tmp_path: Path) -> None:
+    place = flat_folder(tmp_path)
+    cut = load_fit_data(DataRecipe(name="folder", crop="resized", size=32), place)
+    train, test = (set(part.files() or ()) for part in (cut.train, cut.test))
+    assert (len(train), len(test)) == (20, 4) and not train & test
+    assert cut.test.labels.bincount().tolist() == [2, 2]
+    held = load_fit_data(DataRecipe(name="folder", size=32), place)
+    assert held.test.labels.tolist() == cut.test.labels.tolist()
+    assert rows_of(cut, "test") == rows_of(held, "test") and not rows_of(cut, "test") & rows_of(cut, "train")
+    again = load_fit_data(DataRecipe(name="folder", crop="resized", size=32), place)
+    assert (again.sha256, again.test_sha256) == (cut.sha256, cut.test_sha256)
+
+
+def test_folders_that_cannot_be_kept_apart_are_refused(tmp_path: Path) -> None:
+    recipe = DataRecipe(name="folder", crop="resized", size=32)
+    place = flat_folder(tmp_path / "single")
+    for file in sorted((place / "cat").iterdir())[1:]:
+        file.unlink()
+    with pytest.raises(ValueError, match=r"its classes cat have fewer than two images.*make folders train and test"):
+        load_fit_data(recipe, place)
+    linked = make_pictures(tmp_path / "linked")
+    (linked / "test" / "cat" / "again.png").symlink_to(linked / "train" / "cat" / "3.png")
+    with pytest.raises(ValueError, match=r"1 files of linked are in its training and in its test part.*cat/3\.png"):
+        load_fit_data(recipe, linked)
+
+
+@pytest.mark.parametrize(
+    ("drop_last", "world", "sizes"),
+    [(False, 1, [16, 16, 8]), (True, 1, [16, 16]), (False, 2, [16, 4]), (True, 2, [16])],
+)
+def test_the_last_batch_of_an_epoch_is_smaller_unless_left_out(drop_last: bool, world: int, sizes: list[int]) -> None:
+    recipe = DataRecipe(limit=4)
+    batches = load_fit_data(recipe).batches(
+        recipe, batch_size=16, seed=0, device=torch.device("cpu"), world=world, drop_last=drop_last
+    )
+    assert len(batches) == len(sizes) and [len(batch[0]) for batch in batches] == sizes
+
+
+def test_a_last_batch_of_one_image_is_refused() -> None:
+    recipe = DataRecipe(limit=4)
+    data, cpu = load_fit_data(recipe), torch.device("cpu")
+    with pytest.raises(ValueError, match=r"40 .* in batches of 13 leave a single image .*loop\.drop_last=true"):
+        data.batches(recipe, batch_size=13, seed=0, device=cpu)
+    with pytest.raises(ValueError, match="in batches of 38 leave a single image for the last batch of each process"):
+        data.batches(recipe, batch_size=19, seed=0, device=cpu, world=2)
+    assert len(data.batches(recipe, batch_size=13, seed=0, device=cpu, drop_last=True)) == 3
+    assert len(data.batches(recipe, batch_size=1, seed=0, device=cpu)) == 40
+
+
 def test_a_line_that_was_cut_off_is_dropped_when_the_run_goes_on(tmp_path: Path) -> None:
     files = MetricFiles(tmp_path)
     for step in (1, 2, 3):

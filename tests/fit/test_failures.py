@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from fit_runs import FORKS, STEPS, assert_same_weights, fork, make_pictures, run, small_recipe
 from shiftnorm.fit import Stopped, train
 from shiftnorm.fit.checkpoints import CheckpointFolder
+from shiftnorm.tasks.guard import FiniteGuard
 
 resource = pytest.importorskip("resource")
 pytestmark = FORKS
@@ -68,6 +69,51 @@ def test_a_loss_that_is_not_finite_names_the_place_and_keeps_the_weights(tmp_pat
     kept = load_file(tmp_path / "run" / "failed.safetensors")
     assert all(bool(tensor.isfinite().all()) for tensor in kept.values())
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [(("loop.checkpoint_every=1",), [1]), (("loop.batch_size=30",), [])],  # found while saving; at the epoch's end
+)
+def test_a_step_that_is_found_bad_late_is_never_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...], kept: list[int]
+) -> None:
+    # As on a GPU: a step is not looked at when it ends, but before the second one after it, or before a checkpoint.
+    end, check, ending = FiniteGuard.end, FiniteGuard.check, []
+
+    def end_unseen(self: FiniteGuard, **options: bool) -> None:
+        ending.append(self)
+        end(self, **options)
+        ending.pop()
+
+    monkeypatch.setattr(FiniteGuard, "end", end_unseen)
+    monkeypatch.setattr(FiniteGuard, "check", lambda self, keep=0: None if ending else check(self, keep))
+    with pytest.raises(ArithmeticError, match="at step 2 of"):
+        run(tmp_path / "run", "optimizer.learning_rate=1.0e+30", "loop.ema=0", *settings)
+    files = CheckpointFolder(tmp_path / "run" / "checkpoints").files()
+    assert [int(file.name[5:14]) for file in files] == kept
+
+
+@pytest.mark.parametrize("moment", ["the last step", "the end of the last epoch"])
+def test_a_signal_in_the_last_moments_ends_the_run_before_it_is_measured(tmp_path: Path, moment: str) -> None:
+    def ask(line: str) -> None:
+        if line.startswith("epoch 3/3"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def ask_at_the_end(done: float, _: str) -> None:
+        if done == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    how = {"on_progress": ask_at_the_end} if moment == "the last step" else {"say": ask}
+    with pytest.raises(Stopped, match=f"stopped by SIGINT after step {STEPS}, which is kept") as caught:
+        run(tmp_path / "run", **how)
+    assert caught.value.status == 130
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    files = CheckpointFolder(tmp_path / "run" / "checkpoints").files()
+    assert [int(file.name[5:14]) for file in files] == [12, 18]
+    assert run(tmp_path / "run").record.complete
+    run(tmp_path / "whole")
+    assert_same_weights(tmp_path / "run", tmp_path / "whole")
 
 
 FILES = ("data.name=folder", "data.limit=null", "data.crop=resized", "loop.batch_size=4")

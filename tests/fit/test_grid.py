@@ -57,6 +57,19 @@ def test_a_failed_run_is_recorded_and_stops_nothing_and_the_rest_is_not_made_aga
     assert again.rows[0].corrupted == base.corrupted
 
 
+def test_the_measurement_of_another_recipe_in_the_same_folder_is_not_compared(tmp_path: Path) -> None:
+    quiet = {"out": tmp_path, "say": lambda line: None}
+    base, okapi = small_recipe(*SHORT, "model.placements=[]"), small_recipe(*SHORT)
+    grid = compare_recipes({"base": base, "okapi": okapi}, [0], **quiet)
+    assert "okapi" in grid.report.read_text()
+    longer = small_recipe("loop.epochs=2", "loop.ema=0")
+    grid = compare_recipes({"base": base, "okapi": longer}, [0], **quiet)
+    assert [record.status for record in grid.records] == ["complete", "failed"]
+    assert "holds the run of another recipe" in (grid.failed[0].message or "")
+    assert "base" in grid.report.read_text() and "okapi" not in grid.report.read_text()
+    assert not compare_recipes({"okapi": longer}, [0], **quiet).report.exists()
+
+
 def test_a_signal_stops_the_grid_and_the_same_call_goes_on(tmp_path: Path) -> None:
     def ask(line: str) -> None:
         if line.startswith("epoch 1/3"):

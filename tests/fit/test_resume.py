@@ -83,6 +83,15 @@ def test_extra_passes_with_their_own_statistics_and_dropout_resume_too(tmp_path:
     assert_same_weights(tmp_path / "run", tmp_path / "whole")
 
 
+def test_an_incomplete_last_batch_is_a_step_and_resumes(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", "loop.batch_size=16", "loop.epochs=2")
+    assert whole.record.steps == 8  # 60 images: 16, 16, 16, 12
+    assert run(tmp_path / "full", "loop.batch_size=16", "loop.epochs=2", "loop.drop_last=true").record.steps == 6
+    run(tmp_path / "run", "loop.batch_size=16", "loop.epochs=2", limit_steps=4)
+    run(tmp_path / "run", "loop.batch_size=16", "loop.epochs=2")
+    assert_same_weights(tmp_path / "run", tmp_path / "whole")
+
+
 def test_a_finished_run_is_not_made_again(whole: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     before = (whole / "model.safetensors").stat().st_mtime_ns

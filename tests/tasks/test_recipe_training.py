@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from shiftnorm.norms import CrossNorm
 from shiftnorm.tasks import Batches, Classify, Normalize, Objective
 from shiftnorm.tasks.average import WeightAverage
+from shiftnorm.tasks.schedule import rate_factor
 from shiftnorm.train_recipe import GroupRecipe
 from toy_training import CLASSES, Given, batch, network, recipe, task, trainer
 
@@ -108,6 +109,26 @@ def test_accumulated_batches_average_their_gradients() -> None:
     assert trained.batches_seen == 2
 
 
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_an_epochs_last_step_of_fewer_batches_is_as_strong_as_the_others(clip: float | None) -> None:
+    plan = recipe(accumulate=4, optimizer={"momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "clip": clip})
+    trained = task(network(), 7, plan)
+    trainer(max_epochs=1, accumulate_grad_batches=4).fit(trained, batches(7))
+    model = network()
+    objective = Objective.of(plan, model, Normalize())
+    for numbers, rate in (range(4), 0.1), (range(4, 7), 0.1 * rate_factor(1, steps=2)):
+        model.zero_grad()
+        for number in numbers:
+            (objective(*batch(4, number), number)[0] / len(numbers)).backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= rate * p.grad
+    for p, new in zip(model.parameters(), trained.model.parameters(), strict=True):
+        torch.testing.assert_close(new, p)
+
+
 class After(L.Callback):
     """Weights and buffers after every batch."""
 
@@ -179,15 +200,32 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     second = task(with_dropout(), 3, recipe(**PARTS))
     trainer(max_epochs=2).fit(second, data, ckpt_path=tmp_path / "one.ckpt", weights_only=True)
     torch.testing.assert_close(dict(second.state_dict()), dict(whole.state_dict()), rtol=0, atol=0)
-    assert second.epoch_losses == whole.epoch_losses and len(whole.epoch_losses) == 2
+
+
+def test_losses_of_a_checkpoint_follow_the_task_to_its_device() -> None:
+    # Lightning reads the checkpoint first; the device without numbers stands for any other than the CPU.
+    trained = Classify(nn.Conv2d(3, 1, 1), steps=4)
+    trained.on_load_checkpoint({"classify": {"batches_seen": 2, "losses": torch.ones(2), "epochs": [0.5]}})
+    trained.to("meta").on_fit_start()
+    assert [loss.device.type for loss in trained._losses] == ["meta", "meta"]
+    assert trained.epoch_losses == [0.5] and trained.batches_seen == 2
+
+
+def test_the_losses_of_a_recipe_are_not_kept_twice(tmp_path: Path) -> None:
+    trained, engine = task(network(), 3, recipe()), trainer(max_epochs=1)
+    engine.fit(trained, batches(3))
+    engine.save_checkpoint(tmp_path / "one.ckpt")
+    kept = torch.load(tmp_path / "one.ckpt", weights_only=True)["classify"]
+    assert (kept["batches_seen"], kept["losses"].tolist(), kept["epochs"]) == (3, [], [])
 
 
 def test_seeds_draw_differently() -> None:
     losses: set[float] = set()
     for seed in (0, 1):
         trained = task(with_dropout(), 3, recipe(**{**PARTS, "epochs": 1}, seed=seed))
-        trainer(max_epochs=1).fit(trained, batches(3, size=32))
-        losses.add(trained.epoch_losses[0])
+        engine = trainer(max_epochs=1)
+        engine.fit(trained, batches(3, size=32))
+        losses.add(float(engine.callback_metrics["loss"]))
     assert len(losses) == 2
 
 

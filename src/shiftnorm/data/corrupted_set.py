@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -51,6 +52,8 @@ class CorruptedSet:
         notes: what a reader of the numbers has to know.
         chosen: (n,) int64, which of the images of a cell; None for all of them.
         on_error: ``"raise"``, or ``"skip"`` with files that cannot be read.
+        preprocess: what is done with the pictures of a cell when they are read, as `parse_preprocess` names it.
+        keys: domain, class and file of every image of a cell, where these are not those of the clean image.
     """
 
     name: str
@@ -64,6 +67,8 @@ class CorruptedSet:
     notes: tuple[str, ...] = ()
     chosen: Tensor | None = None
     on_error: str = "raise"
+    preprocess: str = "none"
+    keys: tuple[tuple[str, ...], ...] | None = None
     _sums: dict[tuple[Path, ...], str] = field(default_factory=dict[tuple[Path, ...], str])
 
     def __post_init__(self) -> None:
@@ -178,8 +183,13 @@ class CorruptedSet:
             if int(self.chosen.max()) >= len(found):
                 raise ValueError(f"robustness: {where} has {len(found)} images, other cells have more.")
             found = found.subset(self.chosen)
-        ours, theirs = image_keys(self.clean), image_keys(found)
+        if self.keys is None:
+            ours, theirs = image_keys(self.clean), image_keys(found)
+        else:
+            ours, theirs = list(self.keys), image_keys(found, found.files())
         if ours is not None and theirs is not None:
+            if self.keys is None:
+                _refuse_doubles(ours, self.clean, "robustness")
             if ours != theirs:
                 raise ValueError(
                     f"robustness: {where} has not the images of the other cells: {_differing(ours, theirs)}"
@@ -222,7 +232,8 @@ class CorruptedSet:
         places = torch.arange(len(self.clean))
         few = replace(self.clean, numbers=places).limit(per_class, seed=seed).numbers
         before = places if self.chosen is None else self.chosen
-        return replace(self, clean=self.clean.subset(few), chosen=before[few])
+        keys = None if self.keys is None else tuple(self.keys[place] for place in few.tolist())
+        return replace(self, clean=self.clean.subset(few), chosen=before[few], keys=keys)
 
     def describe(self) -> dict[str, Any]:
         """Name, place and notes, as records keep them beside what the clean set says of itself.
@@ -241,10 +252,12 @@ class CorruptedSet:
         }
 
 
-def align(clean: Dataset, cell: Dataset, where: str) -> tuple[Dataset, Tensor | None]:
+def align(
+    clean: Dataset, cell: Dataset, where: str, *, names: Sequence[str] | None = None
+) -> tuple[Dataset, Tensor | None]:
     """The clean images that a cell was made of, in its order.
 
-    Images in files are found by the names of their class and file, whatever its ending; others by their order.
+    Images in files are found by the names of their class and file, whatever its ending; those in arrays by their order.
 
     Example:
         >>> clean = Dataset.of_images("pets", torch.zeros(4, 3, 8, 8).byte(), torch.arange(4) % 2, ("cat", "dog"))
@@ -257,13 +270,15 @@ def align(clean: Dataset, cell: Dataset, where: str) -> tuple[Dataset, Tensor | 
         clean: the clean set.
         cell: any cell.
         where: what to call it in errors.
+        names: the files that were made of the clean images, one each, where that was noted.
 
     Returns:
         The clean set, or those of its images that the cell has; and which images of the cell these are, None for all:
         those whose clean image could not be read, and was to be skipped, are left out.
 
     Raises:
-        ValueError: the cell has images or classes that the clean set does not have.
+        ValueError: the cell has images or classes that the clean set does not have, or it cannot be told which is
+            which.
     """
     remedy = "pass the very images it was made from: clean=..."
     if strangers := [name for name in cell.classes if name not in clean.classes]:
@@ -271,12 +286,19 @@ def align(clean: Dataset, cell: Dataset, where: str) -> tuple[Dataset, Tensor | 
             f"open_corrupted: {where} has {len(cell.classes)} classes, and {strangers[0]!r} is not among the "
             f"{len(clean.classes)} of the clean set {clean.name}; {remedy}"
         )
-    ours, theirs = image_keys(clean), image_keys(cell)
+    ours, theirs = image_keys(clean, names), image_keys(cell, None if names is None else cell.files())
     chosen: Tensor | None = None
-    if ours is not None and theirs is not None:
+    if theirs is not None:
+        if ours is None:
+            raise ValueError(
+                f"open_corrupted: {where} has its images in files, but those of the clean set {clean.name} have no "
+                "names, so nothing tells which is which; pass the folder of the images it was made from: clean=..."
+            )
+        _refuse_doubles(ours, clean, "open_corrupted")
+        _refuse_doubles(theirs, cell, "open_corrupted")
         places = {key: place for place, key in enumerate(ours)}
         lost = [key for key in theirs if key not in places]
-        if lost and (clean.on_error == "raise" or len(lost) > len(clean.skipped)):
+        if lost and (clean.on_error == "raise" or not _were_skipped(lost, clean)):
             raise ValueError(
                 f"open_corrupted: {len(lost)} of the {len(theirs)} images of {where} are not in the clean set "
                 f"{clean.name}, for instance {'/'.join(lost[0])}; {remedy}"
@@ -305,16 +327,45 @@ def align(clean: Dataset, cell: Dataset, where: str) -> tuple[Dataset, Tensor | 
     return found, chosen
 
 
-def image_keys(dataset: Dataset) -> list[tuple[str, ...]] | None:
-    """Domain, class and name of every image's file, without its ending; None if they do not tell images apart."""
-    files = dataset.files()
-    if files is None:
+def image_keys(dataset: Dataset, names: Sequence[str] | None = None) -> list[tuple[str, ...]] | None:
+    """Domain, class and name of every image's file, without its ending, or as ``names`` has it; None without files."""
+    if names is None:
+        files = dataset.files()
+        names = None if files is None else [os.path.splitext(os.path.basename(file))[0] for file in files]
+    if names is None:
         return None
-    stems = [os.path.splitext(os.path.basename(file))[0] for file in files]
-    keys: list[tuple[str, ...]] = list(zip(_names(dataset), stems, strict=True))
+    keys: list[tuple[str, ...]] = list(zip(_names(dataset), map(os.path.basename, names), strict=True))
     if dataset.domains is not None and dataset.domain_labels is not None:
         keys = [(dataset.domains[d], *key) for d, key in zip(dataset.domain_labels.tolist(), keys, strict=True)]
-    return keys if len(set(keys)) == len(keys) else None
+    return keys
+
+
+def _refuse_doubles(keys: Sequence[tuple[str, ...]], dataset: Dataset, who: str) -> None:
+    """Raise if two images have one key, since they would be matched with each other's corrupted image."""
+    seen: dict[tuple[str, ...], int] = {}
+    for place, key in enumerate(keys):
+        if (first := seen.setdefault(key, place)) != place:
+            files = dataset.files() or [f"image {each}" for each in range(len(keys))]
+            raise ValueError(
+                f"{who}: {files[first]} and {files[place]} of {dataset.name} are both {'/'.join(key)} without folder "
+                "and ending, so nothing tells which corrupted image belongs to which; give every file of a class a "
+                "name of its own, clean and corrupted, or make the set with shiftnorm corrupt, which notes that"
+            )
+
+
+def _were_skipped(lost: Sequence[tuple[str, ...]], clean: Dataset) -> bool:
+    """Whether the clean images that are not there are those left out as unreadable."""
+    skipped = [Path(item.path) for item in clean.skipped]
+    files = clean.files()
+    # The validation images of ImageNet may lie in one folder, whose name is not their class.
+    by_class = files is not None and all(
+        clean.classes[label] in Path(file).parts for label, file in zip(clean.labels.tolist(), files, strict=True)
+    )
+    wanted = Counter((key[-2] if by_class else None, os.path.splitext(key[-1])[0]) for key in lost)
+    for (name, stem), count in wanted.items():
+        if sum(path.stem == stem and (name is None or name in path.parts[:-1]) for path in skipped) < count:
+            return False
+    return True
 
 
 def _names(dataset: Dataset) -> list[str]:

@@ -82,6 +82,7 @@ class Dataset(MapDataset[tuple[Tensor, int]]):
             the outputs are the classes. To measure, take these columns of the logits, then the largest.
         on_error: ``"raise"`` or ``"skip"``: what `batches` does with an image that turns out unreadable.
         skipped: files that are left out and empty classes, with reasons; `batches` adds to it under ``"skip"``.
+        outputs: how many outputs the classifier of ``class_subset`` has; None if that is not known.
 
     Raises:
         ValueError: labels, numbers, domains or the class subset do not fit together.
@@ -98,6 +99,7 @@ class Dataset(MapDataset[tuple[Tensor, int]]):
     class_subset: Tensor | None = None
     on_error: str = "raise"
     skipped: list[Skipped] = field(default_factory=list[Skipped])
+    outputs: int | None = None
 
     def __post_init__(self) -> None:
         count, who = len(self.pixels), f"Dataset {self.name!r}"
@@ -126,6 +128,8 @@ class Dataset(MapDataset[tuple[Tensor, int]]):
                 f"{who}: class_subset must be ({len(self.classes)},) int64, one output per class, "
                 f"got {tuple(subset.shape)} {subset.dtype}"
             )
+        if subset is not None and self.outputs is not None and len(subset) and int(subset.max()) >= self.outputs:
+            raise ValueError(f"{who}: class_subset goes up to {int(subset.max())}, but outputs is {self.outputs}")
         if self.on_error not in ("raise", "skip"):
             raise ValueError(f"{who}: on_error must be 'raise' or 'skip', got {self.on_error!r}")
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -103,11 +104,13 @@ def readable(wnids: Sequence[str], outputs: dict[str, str]) -> tuple[str, ...]:
     return tuple(each if not name else f"{name} ({each})" if shared[name] > 1 else name for name, each in names)
 
 
-def _outputs(folders: Sequence[str], wnids: Wnids, name: str, root: Path) -> tuple[tuple[str, ...], Tensor | None]:
-    """Return the class names of some sorted folders, and which outputs of the classifier they are."""
+def _outputs(
+    folders: Sequence[str], wnids: Wnids, name: str, root: Path
+) -> tuple[tuple[str, ...], Tensor | None, int | None]:
+    """Return the class names of some sorted folders, which outputs of the classifier they are, and of how many."""
     if wnids is None:
         if len(folders) == CLASSES:
-            return tuple(folders), None
+            return tuple(folders), None, None
         raise ValueError(
             f"open_dataset: {name} in {root} has {len(folders)} class folders, so the outputs of a {CLASSES}-class "
             "model that they belong to must be known: pass wnids= (ImageNet's val folder, a text file with the "
@@ -122,7 +125,7 @@ def _outputs(folders: Sequence[str], wnids: Wnids, name: str, root: Path) -> tup
         )
     subset = torch.tensor([position[each] for each in folders])
     complete = len(folders) == len(outputs)
-    return readable(folders, outputs), None if complete else subset
+    return readable(folders, outputs), None if complete else subset, len(outputs)
 
 
 def _holds_wnids(folder: Path) -> bool:
@@ -137,9 +140,10 @@ def _classes_of(name: str, folder: Path, reading: Reading, wnids: Wnids, notes: 
             f"open_dataset: {folder} holds folders that are no WordNet numbers, for instance {strangers[0]!r}; "
             "move them elsewhere"
         )
-    classes, subset = _outputs(sorted(found), wnids, name, folder)
+    classes, subset, outputs = _outputs(sorted(found), wnids, name, folder)
     files = [LabelledFile(path, label) for label, each in enumerate(sorted(found)) for path in found[each]]
-    return dataset_of_files(name, folder, files, classes, reading, class_subset=subset, skipped=skipped, notes=notes)
+    dataset = dataset_of_files(name, folder, files, classes, reading, class_subset=subset, skipped=skipped, notes=notes)
+    return replace(dataset, outputs=outputs)
 
 
 def imagenet(root: Path, split: str, reading: Reading, *, name: str, wnids: Wnids = None) -> Dataset | None:
@@ -248,7 +252,7 @@ def imagenet_v2(
     if outputs is not None:
         names = list(readable([list(outputs)[number] for number in numbers], outputs))
     files = [LabelledFile(path, label) for label, n in enumerate(numbers) for path in found[by_number[n]]]
-    return dataset_of_files(
+    dataset = dataset_of_files(
         name,
         folder,
         files,
@@ -258,6 +262,7 @@ def imagenet_v2(
         notes=(f"variant {variant}",),
         class_subset=None if len(numbers) == count else torch.tensor(numbers),
     )
+    return replace(dataset, outputs=count)
 
 
 def imagenet_relative(root: Path, split: str, reading: Reading, *, name: str, wnids: Wnids = None) -> Dataset | None:

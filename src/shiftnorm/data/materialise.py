@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from shiftnorm.data import corruptions as module
@@ -109,7 +108,7 @@ class _Plan:
             "storage": "jpeg85" if self.as_jpeg else "none",
             "seed": self.seed,
             "frost photos": photos,
-            "images": _digest_images(dataset),
+            "images": digest_images(dataset),
             "preprocessing": list(dataset.provenance.notes),
             "corruption code": _digest_code(),
         }
@@ -127,7 +126,8 @@ def _digest_code() -> str:
     return _digest(*(file.read_bytes() for file in sorted(folder.glob("*.py"))))
 
 
-def _digest_images(dataset: Dataset) -> str:
+def digest_images(dataset: Dataset) -> str:
+    """Return the SHA-256 of labels, numbers and files, or pixels where there are no files."""
     digest = hashlib.sha256()
     for tensor in (dataset.labels, dataset.numbers):
         digest.update(tensor.numpy().tobytes())
@@ -139,12 +139,19 @@ def _digest_images(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
+def _preprocess_of(dataset: Dataset) -> str | None:
+    """What is done with the pictures; None for images that are not in files of their own."""
+    pixels = getattr(dataset.pixels, "pixels", dataset.pixels)  # a subset holds the whole
+    return pixels.preprocess.name if isinstance(pixels, FilePixels) else None
+
+
 def _facts(dataset: Dataset, plan: _Plan) -> dict[str, Any]:
     return {
         "data": {
             "name": dataset.name,
             "images": len(dataset),
             "classes": list(dataset.classes),
+            "preprocess": _preprocess_of(dataset),
             "notes": list(dataset.provenance.notes),
             "skipped": [str(item) for item in dataset.skipped],
         },
@@ -183,7 +190,7 @@ def corrupt_cifar(
     interrupted, even by kill -9, goes on when it is repeated; a file is there whole or not at all.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from shiftnorm.data import open_dataset
         >>> pets = Dataset.of_images("pets", torch.zeros(4, 3, 32, 32).byte(), torch.arange(4) % 2, ("cat", "dog"))
         >>> made = corrupt_cifar(pets, Path(tempfile.mkdtemp()) / "made", corruptions=["fog", "contrast"])
@@ -276,7 +283,7 @@ def corrupt_folder(
     whole or not at all.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> pets = Dataset.of_images("pets", torch.zeros(4, 3, 64, 64).byte(), torch.arange(4) % 2, ("cat", "dog"))
         >>> made = corrupt_folder(pets, Path(tempfile.mkdtemp()) / "made", corruptions=["fog"], severities=[3])
         >>> sorted(file.relative_to(made.folder).as_posix() for file in made.folder.rglob("*.JPEG"))
@@ -305,7 +312,7 @@ def corrupt_folder(
     plan = _Plan.checked(corruptions, severities, constants, frost_dir, storage, seed)
     import_pillow()
     folder = _claim(dataset, out, plan, "imagenet-c")
-    names = _file_names(dataset, ".JPEG" if plan.as_jpeg else ".png")
+    names = made_names(dataset, as_jpeg=plan.as_jpeg)
     cells = {
         (name, severity): Checksums(folder.path / name / str(severity))
         for name in plan.names
@@ -362,8 +369,9 @@ def _safe(name: str) -> str:
     return cleaned if cleaned.strip(".") else f"_{cleaned}"
 
 
-def _file_names(dataset: Dataset, ending: str) -> list[str]:
+def made_names(dataset: Dataset, *, as_jpeg: bool) -> list[str]:
     """For every image its file, relative to CORRUPTION/SEVERITY; one that two images would have gets the number too."""
+    ending = ".JPEG" if as_jpeg else ".png"
     classes = [_safe(each) for each in dataset.classes]
     if len({each.casefold() for each in classes}) < len(classes):
         raise ValueError("corrupt: two class names differ only in case or in signs that no file name can have.")
@@ -372,7 +380,7 @@ def _file_names(dataset: Dataset, ending: str) -> list[str]:
     if dataset.domains is not None and dataset.domain_labels is not None:
         folders = [f"{_safe(domain)}/{each}" for domain in dataset.domains for each in classes]
         labels = (dataset.domain_labels * len(classes) + dataset.labels).tolist()
-    paths = _paths(dataset.pixels, torch.arange(len(dataset)))
+    paths = dataset.files()
     names: list[str] = []
     taken: set[str] = set()
     for place, (label, number) in enumerate(zip(labels, dataset.numbers.tolist(), strict=True)):
@@ -386,12 +394,3 @@ def _file_names(dataset: Dataset, ending: str) -> list[str]:
         taken.add(name.casefold())
         names.append(name)
     return names
-
-
-def _paths(pixels: Any, chosen: Tensor) -> list[str] | None:
-    """The files of some images; None for images that are in memory or in an array."""
-    if isinstance(pixels, FilePixels):
-        return [pixels.paths[place] for place in chosen.tolist()]
-    # A subset holds the whole and which of its images it is.
-    inner, selected = getattr(pixels, "pixels", None), getattr(pixels, "chosen", None)
-    return _paths(inner, selected[chosen]) if isinstance(selected, Tensor) else None

@@ -10,14 +10,22 @@ from typing import Any, Final
 
 from shiftnorm.data.archive import default_cache
 from shiftnorm.data.catalogue import default_root, open_dataset
-from shiftnorm.data.corrupted_set import CorruptedSet, align
+from shiftnorm.data.corrupted_origin import (
+    check_size,
+    noted_names,
+    of_imagenet,
+    published_arrays,
+    published_pictures,
+)
+from shiftnorm.data.corrupted_set import CorruptedSet, align, image_keys
 from shiftnorm.data.corruptions import COMMON, EXTRA, SEVERITIES
 from shiftnorm.data.dataset import Dataset
 from shiftnorm.data.imagenet import CORRUPTIONS as ARCHIVED
-from shiftnorm.data.imagenet import WNID, Wnids
+from shiftnorm.data.imagenet import Wnids
 from shiftnorm.data.labelled_files import DEBRIS, Reading, peek
 from shiftnorm.data.locate import find_file, is_archive, locate, unpacked
 from shiftnorm.data.made_folder import MANIFEST, read_manifest
+from shiftnorm.data.preprocess import parse_preprocess
 from shiftnorm.data.sequences import holds_sequences
 from shiftnorm.data.sources import SOURCES, download_dataset
 
@@ -30,6 +38,7 @@ _LEVELS: Final = tuple(map(str, SEVERITIES))
 _LABELS: Final = "labels.npy"
 GROUPS: Final = 20
 _Find = Callable[[Path], Path | None]
+_Read = Callable[[str, int, str], Dataset]
 
 
 def corrupted_layout(folder: str | os.PathLike[str]) -> str | None:
@@ -147,32 +156,45 @@ def open_corrupted(
         raise FileNotFoundError(f"open_corrupted: {path / _LABELS} is missing beside the other files; put it there")
     made = read_manifest(path) if (path / MANIFEST).is_file() else None
     if layout == "cifar-c":
-        published, present, read = _of_arrays(name, path, made, preprocess)
-    elif name is not None or any(WNID.fullmatch(each.name) for each in _first_classes(path)):
-        published, present, read = _of_wnids(path, reading, preprocess, wnids)
+        present, read = _of_arrays(name, path, made, preprocess)
+        published = name or (published_arrays(read(next(iter(present)), 1, "none")) if present else None)
+        origin = None if published is None else CORRUPTED[published]
+    elif name is not None or of_imagenet(_first_classes(path), wnids):
+        present, read = _of_wnids(path, reading, preprocess, wnids)
+        published = name or ("imagenet-c" if published_pictures(_first_classes(path)) else None)
+        origin = "imagenet"
     else:
-        published, present, read = None, _levels_of(path), _pictures(path, on_error, preprocess)
+        present, read = _levels_of(path), _pictures(path, on_error, preprocess)
+        published = origin = None
     if not present:
         raise ValueError(f"open_corrupted: {path} holds no corruption; expected CORRUPTION.npy or CORRUPTION/SEVERITY/")
-    first = next((each, levels[0]) for each, levels in present.items())
-    cell = read(*first, "none")
+    if made is not None and origin is None and made.get("data", {}).get("name") in CORRUPTED.values():
+        origin = made["data"]["name"]
     label = name or path.absolute().name.split(".tar")[0]
-    whole = _clean(clean, published, path, root, wnids, on_error)
-    aligned, chosen = align(whole, cell, label)
-    if made is not None:
-        published = None
+    sample = next((each, levels[0], "none") for each, levels in present.items())
+    cell = read(*sample)
+    whole = _clean(clean, origin, path, root, wnids, on_error, _preprocess_of(made))
+    if layout == "cifar-c" and published is None and made is None:
+        read = _with_classes(read, whole.classes)
+        cell = read(*sample)
+    names = None if made is None or layout == "cifar-c" else noted_names(whole, made, label)
+    aligned, chosen = align(whole, cell, label, names=names)
+    held = cell if chosen is None else cell.subset(chosen)
+    check_size(aligned, held, label, whole.name)
     return CorruptedSet(
         label,
         path,
         present,
         read,
         aligned,
-        on_missing,
-        published,
-        None if made is None else {**made["identity"], "frost": made.get("frost")},
-        _notes(path, preprocess, made, whole, aligned),
-        chosen,
-        on_error,
+        on_missing=on_missing,
+        published=published if made is None else None,
+        made=None if made is None else {**made["identity"], "frost": made.get("frost")},
+        notes=_notes(path, preprocess, made, whole, aligned),
+        chosen=chosen,
+        on_error=on_error,
+        preprocess="none" if preprocess == "auto" else parse_preprocess(preprocess).name,
+        keys=None if names is None else tuple(image_keys(held, held.files()) or ()),
     )
 
 
@@ -236,7 +258,17 @@ def _first_classes(path: Path) -> list[Path]:
     return peek(folder / str(_severities(folder)[0]))
 
 
-def _of_arrays(name: str | None, path: Path, made: Any, preprocess: str) -> tuple[str | None, Any, Any]:
+def _with_classes(read: _Read, classes: tuple[str, ...]) -> _Read:
+    """Arrays have no names of classes; where it is not CIFAR, they are those of the clean images."""
+
+    def named(corruption: str, severity: int, check: str) -> Dataset:
+        cell = read(corruption, severity, check)
+        return cell if len(classes) <= int(cell.labels.max()) else replace(cell, classes=classes)
+
+    return named
+
+
+def _of_arrays(name: str | None, path: Path, made: Any, preprocess: str) -> tuple[Any, _Read]:
     if preprocess not in ("auto", "none"):
         raise ValueError(f"open_corrupted: {path} is read as it is stored; preprocess must be 'none'")
     files = sorted((file.stem, file) for file in path.glob("*.npy") if file.name != _LABELS)
@@ -250,10 +282,10 @@ def _of_arrays(name: str | None, path: Path, made: Any, preprocess: str) -> tupl
         # What was made from other images has other classes than CIFAR.
         return cell if classes is None or len(classes) <= int(cell.labels.max()) else replace(cell, classes=classes)
 
-    return name or read(next(iter(present)), 1, "none").name.split("/")[0], present, read
+    return present, read
 
 
-def _of_wnids(path: Path, reading: Reading, preprocess: str, wnids: Wnids) -> tuple[str, Any, Any]:
+def _of_wnids(path: Path, reading: Reading, preprocess: str, wnids: Wnids) -> tuple[Any, _Read]:
     present = _levels_of(path)
     for each, archive in sorted(ARCHIVED.items(), key=_published_order):
         if each not in present and find_file(path, (archive,)) is not None:
@@ -273,10 +305,10 @@ def _of_wnids(path: Path, reading: Reading, preprocess: str, wnids: Wnids) -> tu
             **options,
         )
 
-    return "imagenet-c", present, read
+    return present, read
 
 
-def _pictures(path: Path, on_error: str, preprocess: str) -> Callable[[str, int, str], Dataset]:
+def _pictures(path: Path, on_error: str, preprocess: str) -> _Read:
     folders = _corruption_folders(path)
 
     def read(corruption: str, severity: int, check: str) -> Dataset:
@@ -290,20 +322,28 @@ def _pictures(path: Path, on_error: str, preprocess: str) -> Callable[[str, int,
     return read
 
 
-def _clean(clean: Any, published: str | None, path: Path, root: Any, wnids: Wnids, on_error: str) -> Dataset:
+def _preprocess_of(made: Any) -> dict[str, Any]:
+    """What the images were opened with before `shiftnorm corrupt` corrupted them, if it noted that."""
+    noted = None if made is None else made.get("data", {}).get("preprocess")
+    return {} if noted is None else {"preprocess": noted}
+
+
+def _clean(
+    clean: Any, named: str | None, path: Path, root: Any, wnids: Wnids, on_error: str, noted: dict[str, Any]
+) -> Dataset:
     if isinstance(clean, Dataset):
         return clean
     if clean is not None and not isinstance(clean, str | os.PathLike):
         raise TypeError(
             f"open_corrupted: expected clean to be a Dataset, a name or a path, got {type(clean).__name__}."
         )
-    named = None if published is None else CORRUPTED[published]
-    options: dict[str, Any] = {"wnids": wnids} if named == "imagenet" and wnids is not None else {}
+    matched = named == "imagenet" and wnids is not None
+    options: dict[str, Any] = {**noted, **({"wnids": wnids} if matched else {})}
     if clean is not None and clean not in CORRUPTED.values():
         # The val folder of ImageNet is a folder like others; only as ImageNet its classes are matched to outputs.
-        if options:
+        if matched:
             return open_dataset("imagenet", clean, on_error=on_error, **options)
-        return open_dataset(clean, on_error=on_error)
+        return open_dataset(clean, on_error=on_error, **options)
     named = named if clean is None else str(clean)
     places = [Path(root)] if root is not None else [path.parent, default_root()]
     for place in places if named is not None else ():

@@ -98,6 +98,7 @@ def measure_baseline(
     classes: int,
     settings: Mapping[str, Any],
     images: int | None = None,
+    fingerprint: Mapping[str, Any] | None = None,
 ) -> tuple[Baseline | None, dict[str, str] | None, list[str]]:
     """Whether a baseline covers the cells, and what its number may be called.
 
@@ -114,6 +115,7 @@ def measure_baseline(
         classes: of the data.
         settings: of the result.
         images: how many are measured, where that is known.
+        fingerprint: of the result, where that is known; a `Result` as the baseline must be of the same images.
 
     Returns:
         The baseline, or None where no mCE may be computed; its entry in the result; and remarks.
@@ -144,6 +146,7 @@ def measure_baseline(
             if given.settings.get(key) != settings.get(key)
         ]
         reasons += [f"it was measured with another {', '.join(differing)}"] if differing else []
+        reasons += _other_images(given, images, fingerprint)
     if reasons:
         return None, None, [f"No mCE: {'; '.join(reasons)}."]
     notes: list[str] = []
@@ -166,7 +169,30 @@ def measure_baseline(
     elif published and baseline.images is not None and images is not None and images != baseline.images:
         called = f"{called} of a part"
         notes.append(f"The baseline's errors are of {baseline.images:,} images, these of {images:,}: not comparable.")
+    if baseline.part and not called.endswith("of a part"):
+        called = f"{called} of unchecked images"
+        notes.append(
+            f"The baseline's errors are of {baseline.part}; whether these are the same images is not known, and only "
+            "then are the numbers comparable."
+        )
     return baseline, {"name": baseline.name, "source": baseline.source, "called": called}, notes
+
+
+def _other_images(given: Result, images: int | None, fingerprint: Mapping[str, Any] | None) -> list[str]:
+    """Why a network was not measured on the images that are measured now; nothing where it was."""
+    told = {
+        "data": f"it was measured on other images or classes ({given.data.get('name')})",
+        "frost photographs": "its frost is of other photographs",
+        "corrupted files": "it was measured on other files of corrupted images",
+    }
+    reasons = [
+        text
+        for key, text in told.items()
+        if fingerprint is not None and given.fingerprint.get(key) != fingerprint.get(key)
+    ]
+    if images is not None and given.images != images and not reasons:
+        reasons.append(f"it was measured on {given.images:,} of the images, these are {images:,}")
+    return reasons
 
 
 def _cell_result(key: tuple[str, int], cell: CellOutcome, resamples: int) -> CellResult:

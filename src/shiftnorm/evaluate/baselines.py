@@ -29,6 +29,7 @@ class Baseline:
         averaged: whether only the mean over the severities is known.
         source: where the numbers are from.
         images: how many each error is of; None where unknown.
+        part: which part of the data set these images are, if not all: nothing tells whether others' are the same.
 
     Raises: ValueError if a row has another length, or an error is not a percentage above 0.
     """
@@ -40,6 +41,7 @@ class Baseline:
     averaged: bool = False
     source: str = ""
     images: int | None = None
+    part: str = ""
 
     def __post_init__(self) -> None:
         length = 1 if self.averaged else len(self.severities)
@@ -133,6 +135,7 @@ ALEXNET_ROBUSTBENCH_5K: Final = Baseline(
     averaged=True,
     source="ImageNet-C, RobustBench's list of 5,000 images: RobustBench's accuracies of AlexNet",
     images=5_000,
+    part="RobustBench's list of 5,000 images",
 )
 """The denominator of mCE on RobustBench's 5,000 images; not to be mixed with the 50,000."""
 

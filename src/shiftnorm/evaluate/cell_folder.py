@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -11,6 +11,7 @@ from shiftnorm.evaluate.cells import common_images
 from shiftnorm.evaluate.outcome import CellOutcome, read_metadata
 from shiftnorm.evaluate.record import read_json, write_json
 from shiftnorm.evaluate.result import RESULT_FILE
+from shiftnorm.result_folder import EVALUATION, check_owner
 
 __all__ = ["CellFolder", "read_cells"]
 
@@ -52,6 +53,7 @@ class CellFolder:
         self.remarks: list[str] = []
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"robustness: out must be a folder, {self.path} is a file.")
+        check_owner(self.path, EVALUATION, "robustness")
         file = self.path / _IDENTITY
         if file.is_file():
             self._compare(read_json(file))
@@ -136,8 +138,8 @@ class CellFolder:
         outcome.to_file(self.file(key), {**metadata, "cell": list(key), "identity": self.identity})
 
 
-def read_cells(path: Path) -> dict[tuple[str, int], CellOutcome]:
-    """All cells of a folder by (corruption, severity).
+def read_cells(path: Path, wanted: Collection[tuple[str, int]] | None = None) -> dict[tuple[str, int], CellOutcome]:
+    """Cells of a folder by (corruption, severity).
 
     Example:
         >>> import tempfile, torch
@@ -148,9 +150,10 @@ def read_cells(path: Path) -> dict[tuple[str, int], CellOutcome]:
 
     Args:
         path: the folder with ``cells/``.
+        wanted: which cells; None for all. The folder may hold more than a result is of, which may lack other images.
 
     Returns:
-        Outcomes of the images that every cell has.
+        Outcomes, of those that are there, of the images that every one of them has.
 
     Raises:
         FileNotFoundError: if it has no cells.
@@ -159,10 +162,11 @@ def read_cells(path: Path) -> dict[tuple[str, int], CellOutcome]:
     found: dict[tuple[str, int], CellOutcome] = {}
     for file in sorted((path / "cells").glob("*.safetensors")):
         name, severity = read_metadata(file).get("cell", (None, None))
-        if isinstance(name, str) and isinstance(severity, int):
+        if isinstance(name, str) and isinstance(severity, int) and (wanted is None or (name, severity) in wanted):
             found[name, severity] = CellOutcome.from_file(file)
     if not found:
-        raise FileNotFoundError(f"robustness: no cells in {path / 'cells'}.")
+        which = "no cells" if wanted is None else f"none of the cells {list(wanted)}"
+        raise FileNotFoundError(f"robustness: {which} in {path / 'cells'}.")
     return common_images(found)
 
 

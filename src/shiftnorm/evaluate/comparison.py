@@ -16,7 +16,7 @@ from shiftnorm.evaluate.result import Result
 __all__ = ["Comparison", "Difference", "compare", "compare_cells"]
 
 # What must be alike, or the networks saw other pixels.
-_ALIKE = ("source", "seed", "constants", "storage", "frost")
+_ALIKE = ("source", "seed", "constants", "storage", "frost", "preprocess")
 _ALIKE_FILES = ("data", "frost photographs", "corrupted files")
 
 
@@ -213,8 +213,8 @@ def _cells_of(result: Result) -> Mapping[tuple[str, int], Any]:
             f"compare: {result.name!r} has no cells; paired tests need every image's outcome. Pass out= to robustness, "
             "and read the result with Result.load from that folder."
         )
-    found = read_cells(Path(result.folder))
     wanted = [CLEAN, *((cell.corruption, cell.severity) for cell in result.cells)]
+    found = read_cells(Path(result.folder), wanted)
     if missing := [key for key in wanted if key not in found]:
         raise FileNotFoundError(f"compare: {result.folder} lacks the cells {missing} of {result.name!r}.")
     return {key: found[key] for key in wanted}

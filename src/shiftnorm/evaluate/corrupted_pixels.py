@@ -113,7 +113,8 @@ def read_pixels(
         >>> clean = Dataset.of_images("pets", torch.zeros(1, 3, 8, 8).byte(), torch.tensor([0]), ("cat",))
         >>> files = CorruptedSet("c", Path("c"), {"fog": (1,)}, lambda *_: clean, clean, published="cifar10-c")
         >>> read_pixels(files, ["fog"], [1]).settings
-        {'source': 'files', 'published': 'cifar10-c', 'constants': 'cifar32', 'storage': 'none', 'frost': 'none'}
+        {'source': 'files', 'published': 'cifar10-c', 'constants': 'cifar32', 'storage': 'none', 'frost': 'none',
+         'preprocess': 'none'}
 
     Args:
         files: the images.
@@ -145,8 +146,9 @@ def read_pixels(
         "constants": stated[0],
         "storage": stated[1],
         "frost": frost,
+        "preprocess": files.preprocess,
     }
-    identity = {"source": "files", "images of a cell": len(files)}
+    identity = {"source": "files", "images of a cell": len(files), "preprocess": files.preprocess}
     notes = [*files.notes, *(_of_frost(frost) if files.published is None else [])]
     return Pixels(*stated, settings, identity, notes)
 

@@ -21,21 +21,26 @@ def check_outputs(outputs: int, data: Dataset, *, named: bool = True) -> None:
 
     Args:
         outputs: how many the model has.
-        data: the images with their classes, and the outputs that these are if they are not all.
+        data: the images with their classes, and the outputs that these are if they are not all. How many outputs there
+            were when these were looked up (``outputs``) must be the model's: else they are other classes' outputs.
         named: whether the classes are known; else there may be more than the labels show.
 
     Raises:
-        ValueError: if a label has no output, or it is not known which outputs the classes are.
+        ValueError: if a label has no output, it is not known which outputs the classes are, or they are outputs of a
+            model with another number of them.
     """
     classes = len(data.classes)
     if data.class_subset is not None:
         last = int(data.class_subset.max()) if classes else -1
-        if last < outputs:
+        if last < outputs and data.outputs in (None, outputs):
             return
+        expected = f"at least {last + 1} outputs" if data.outputs is None else f"exactly {data.outputs} outputs"
+        among = "" if data.outputs is None else f" of {data.outputs}"
         raise ValueError(
             f"robustness: the model has {outputs} outputs, but the {classes} classes of {data.name} are mapped to "
-            f"outputs up to number {last}. Measure a model with at least {last + 1} outputs, or correct the mapping "
-            "(class_subset of the data set, wnids=... of ImageNet's relatives, --classes on the command line)."
+            f"outputs up to number {last}{among}. Measure a model with {expected}, or correct the mapping "
+            "(class_subset and outputs of the data set, wnids=... of ImageNet's relatives, --classes FILE on the "
+            "command line, with a line for every output)."
         )
     if outputs < classes:
         raise ValueError(

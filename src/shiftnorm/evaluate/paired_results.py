@@ -73,8 +73,8 @@ def find_cost(result: Result, *, resamples: int = 1000) -> Estimate | None:
     cost = result.mean_corruption_error.value - result.clean.error.value
     if result.folder is None or not _has_cells(result):
         return Estimate(cost)
-    cells = read_cells(result.folder)
     keys = [CLEAN, *((cell.corruption, cell.severity) for cell in result.cells)]
+    cells = read_cells(result.folder, keys)
 
     def added(means: Tensor) -> Tensor:
         return means[..., 1:].mean(-1) - means[..., 0]

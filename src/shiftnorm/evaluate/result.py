@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from shiftnorm.evaluate.record import read_json, write_json
+from shiftnorm.evaluate.result_file import RESULT_FILE, find_result
 
 __all__ = ["RESULT_FILE", "Calibration", "CellResult", "Estimate", "Example", "Result"]
 
 FORMAT: Final = "shiftnorm.robustness/1"
-RESULT_FILE: Final = "result.json"
 
 
 class Estimate(NamedTuple):
@@ -355,21 +355,19 @@ class Result:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Result:
-        """Read a file that :meth:`save` wrote, or the ``result.json`` of a folder.
+        """Read a file that :meth:`save` wrote, the ``result.json`` of a folder, or the one evaluation of a trained run.
 
         Example:
             >>> Result.load("no-such-folder")
             Traceback (most recent call last):
             ...
-            FileNotFoundError: Result: no file no-such-folder. ...
+            FileNotFoundError: Result: no file no-such-folder, ...
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it holds no result; the text names the file.
+            ValueError: if it holds no result, or a run has several; the text names the file or them.
         """
-        file = Path(path) / RESULT_FILE if Path(path).is_dir() else Path(path)
-        if not file.is_file():
-            raise FileNotFoundError(f"Result: no file {file}. An unfinished evaluation has none: run it again to end.")
+        file = find_result(path)
         content = read_json(file)
         try:
             result = cls.from_json(content)

@@ -155,7 +155,7 @@ def robustness(
         return opened, plan
 
     opened, plan = ranks.agree("preparation", prepare)
-    _check_same(ranks, plan)
+    _check_same(ranks, plan, files)
 
     def open_folder() -> CellFolder | None:
         return CellFolder(out, plan.identity) if out is not None and ranks.rank == 0 else None
@@ -186,6 +186,8 @@ def robustness(
                 return None
             cells, lost = keep_common(measured, opened)
             shown = show_examples(measurer, plan.names, plan.severities) if examples else []
+            read, digest = describe_files(files, plan.keys[1:])
+            fingerprint = {**{key: str(value) for key, value in plan.identity.items()}, **digest}
             baseline_used, entry, remarks = measure_baseline(
                 baseline,
                 plan.names,
@@ -193,8 +195,8 @@ def robustness(
                 classes=len(opened.classes),
                 settings=plan.settings,
                 images=len(cells[CLEAN]),
+                fingerprint=fingerprint,
             )
-            read, digest = describe_files(files, plan.keys[1:])
             result = Result(
                 name=name or plan.model_name,
                 **summarize_cells(cells, len(opened.classes), resamples=bootstrap, baseline=baseline_used),
@@ -212,7 +214,7 @@ def robustness(
                 machine=describe_machine(plan.device.type, torch.get_num_threads()),
                 command=command if command is not None else shlex.join(sys.argv),
                 finished=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-                fingerprint={**{key: str(value) for key, value in plan.identity.items()}, **digest},
+                fingerprint=fingerprint,
                 examples=shown,
                 folder=None if folder is None else folder.path.resolve(),
             )
@@ -227,12 +229,19 @@ def robustness(
     return result
 
 
-def _check_same(ranks: Ranks, plan: Plan) -> None:
+def _check_same(ranks: Ranks, plan: Plan, files: CorruptedSet | None) -> None:
     """Refuse ranks that measure different things; their parts would be mixed."""
-    first = ranks.share({**plan.identity, "cells": [list(key) for key in plan.keys]})
+
+    def describe() -> dict[str, Any]:
+        # Each may read a copy of its own.
+        copies = describe_files(files, plan.keys[1:])[0] if ranks.size > 1 else {}
+        sums = {f"checksum of {name}": value for found in copies.values() for name, value in found.items()}
+        return {**plan.identity, "cells": [list(key) for key in plan.keys], **sums}
+
+    ours = ranks.agree("describing the corrupted files", describe)
+    first = ranks.share(ours)
 
     def compare() -> None:
-        ours = {**plan.identity, "cells": [list(key) for key in plan.keys]}
         differing = [key for key in ours if ours[key] != first.get(key)]
         if differing:
             raise ValueError(f"robustness: rank {ranks.rank} and rank 0 have another {', '.join(differing)}.")

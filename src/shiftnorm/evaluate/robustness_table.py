@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 # What decides which images a network was shown; how it was fed (normalization, batches, precision) is its own affair.
-_DECISIVE: Final = ("seed", "constants", "storage", "frost")
+_DECISIVE: Final = ("seed", "constants", "storage", "frost", "preprocess")
 # Beginnings that make a spreadsheet take a cell for a formula.
 _FORMULA: Final = ("=", "+", "-", "@")
 

@@ -130,6 +130,7 @@ def measure_stability(
         "perturbations": list(chosen),
         "difficulty": difficulty,
         "limit": limit,
+        "preprocess": data.preprocess.name,
         "normalize": normalization.name,
         "mean": list(normalization.mean),
         "std": list(normalization.std),
@@ -148,7 +149,8 @@ def measure_stability(
                 f"{len(batchwise)} norms, such as {batchwise[0]!r}, use the moments of each batch, so the numbers "
                 f"depend on the batch size ({batch_size})."
             )
-        same = {"model": digest_model(loan.model), **{k: settings[k] for k in ("difficulty", "limit", "mean", "std")}}
+        deciding = ("difficulty", "limit", "preprocess", "mean", "std")
+        same = {"model": digest_model(loan.model), **{key: settings[key] for key in deciding}}
         same |= {"bytes": normalization.bytes, "amp": settings["amp"], **({"batch": batch_size} if batchwise else {})}
         runner = _Runner(loan.model, data, normalization, place, dtype, channels_last, batch_size)
         try:
@@ -165,7 +167,7 @@ def measure_stability(
             shown.close()
     rows = [_row(plain, found, resamples) for plain, found in measured.items()]
     distances = [found.top5 for found in measured.values() if found.top5 is not None]
-    compared = _against(baseline, rows, settings, notes)
+    compared = _against(baseline, rows, settings, sums, notes)
     result = StabilityResult(
         name or type(model).__name__,
         rows,
@@ -291,7 +293,11 @@ def _mean(rows: list[list[float]], resamples: int) -> Estimate:
 
 
 def _against(
-    baseline: StabilityResult | None, rows: list[PerturbationResult], settings: dict[str, Any], notes: list[str]
+    baseline: StabilityResult | None,
+    rows: list[PerturbationResult],
+    settings: dict[str, Any],
+    sums: dict[str, str],
+    notes: list[str],
 ) -> dict[str, Any]:
     """mFR and mT5D, or a note why there are none."""
     if baseline is None:
@@ -302,6 +308,13 @@ def _against(
         return {}
     flips = {row.perturbation: row.flips.value for row in rows}
     reasons = [f"another {key}" for key in ("difficulty", "limit") if baseline.settings.get(key) != settings[key]]
+    # Results of before it was a setting have it among the data.
+    before = {**baseline.data, **baseline.settings}.get("preprocess")
+    if before is not None and before != settings["preprocess"]:
+        reasons.append(f"another preprocess ({before}, not {settings['preprocess']})")
+    theirs = baseline.data.get("checksums", {})
+    if others := [name for name in flips if name in baseline.flips and theirs.get(name, sums[name]) != sums[name]]:
+        reasons.append(f"other sequences of {', '.join(others)}")
     if set(baseline.flips) != set(flips):
         reasons.append(f"other perturbations ({', '.join(sorted(set(baseline.flips) ^ set(flips)))})")
     if still := [name for name, value in baseline.flips.items() if not value > 0]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ __all__ = ["FitData", "load_fit_data"]
 
 # The split is no choice of a run: with another one for every seed, seeds could not be compared.
 _SPLIT_SEED: Final = 0
+_TEST_SHARE: Final = 0.2  # of each class of a folder without parts, as load_folder takes it
 _SAMPLE: Final = 10_000
 _LEAST_STD: Final = 1e-3
 _WIDER: Final = 256 / 224  # what is cut away at the sides of a picture before measuring, as usual for ImageNet
@@ -72,6 +74,17 @@ class FitData:
         """
         return _digest(*(part for part in (self.train, self.validation) if part is not None))
 
+    @cached_property
+    def test_sha256(self) -> str:
+        """Digest of the test images, likewise.
+
+        Example:
+            >>> one, two = (load_fit_data(DataRecipe(limit=2), test_limit=limit) for limit in (10, 20))
+            >>> one.sha256 == two.sha256, one.test_sha256 == two.test_sha256
+            (True, False)
+        """
+        return _digest(self.test)
+
     def describe(self) -> dict[str, Any]:
         """Name, digests, sizes and classes, as records keep them.
 
@@ -86,7 +99,7 @@ class FitData:
             "train": len(self.train),
             "validation": held and {"images": len(held), "seed": _SPLIT_SEED, "sha256": _digest(held)},
             "test": len(self.test),
-            "test_sha256": _digest(self.test),
+            "test_sha256": self.test_sha256,
             "classes": list(self.train.classes),
             "mean": list(self.mean),
             "std": list(self.std),
@@ -103,6 +116,7 @@ class FitData:
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
+        drop_last: bool = False,
     ) -> EpochBatches:
         """Shuffled, augmented batches of the training images, with their indices.
 
@@ -121,9 +135,13 @@ class FitData:
             rank: number of this process.
             world: how many there are.
             workers: processes that read files, for CUDA; a CPU has enough to do with the network.
+            drop_last: leave out what does not fill a batch.
 
         Returns:
             The batches of one epoch after another.
+
+        Raises:
+            ValueError: if the last batch would be a single image.
         """
         options: dict[str, Any] = {
             "batch_size": batch_size,
@@ -133,8 +151,17 @@ class FitData:
             "seed": seed,
             "rank": rank,
             "world": world,
+            "drop_last": drop_last,
             "with_indices": True,
         }
+        together = min(batch_size, len(self.train) // world) * world
+        if not drop_last and batch_size > 1 and together and len(self.train) % together // world == 1:
+            # its channels may have one value each, which have no variance, and it has no other image to mix with
+            raise ValueError(
+                f"train: {len(self.train)} training images in batches of {together} leave a single image for the last "
+                f"batch{' of each process' * (world > 1)}, and norms and methods need two; set loop.drop_last=true or "
+                "another loop.batch_size."
+            )
         if self.in_memory and (on_device or device.type == "cpu"):
             return Batches(self.train.images().to(device), self.train.labels.to(device), **options)
         pinned = device.type == "cuda"
@@ -159,8 +186,8 @@ def load_fit_data(recipe: DataRecipe, root: str | Path | None = None, *, test_li
 
     Raises:
         FileNotFoundError: if they are not there.
-        ValueError: if images have another size than the recipe says, classes of the two parts differ, a part is empty,
-            or nothing says where a folder lies.
+        ValueError: if images have another size than the recipe says, classes of the two parts differ, a part is empty
+            or shares a file with the other, or nothing says where a folder lies.
     """
     place = recipe.root if root is None else root
     train, test = _open(recipe, None if place is None else Path(place))
@@ -196,7 +223,10 @@ def load_fit_data(recipe: DataRecipe, root: str | Path | None = None, *, test_li
 def _open(recipe: DataRecipe, root: Path | None) -> tuple[Dataset, Dataset]:
     if recipe.name == "digits":
         if root is not None:
-            raise ValueError(f"train: the digits come with scikit-learn and are in no folder, got {root}.")
+            raise ValueError(
+                f"train: the recipe's images are the digits, which come with scikit-learn and are in no folder, got "
+                f"{root}. For a folder of images of your own add --set data.name=folder."
+            )
         return _held(*digits_on_photos(seed=0, size=recipe.size))
     options: dict[str, Any] = {} if root is None else {"root": root}
     name: str | Path = recipe.name
@@ -209,11 +239,48 @@ def _open(recipe: DataRecipe, root: Path | None) -> tuple[Dataset, Dataset]:
         name, options = root, {}
     if recipe.name in ("folder", "imagenet"):
         options["preprocess"] = f"resize{round(_WIDER * recipe.size)}-crop{recipe.size}"
-    train = open_dataset(name, split="train", **options)
-    test = open_dataset(name, split="val" if name == "imagenet" else "test", **options)
+    if root is not None and not root.exists():
+        raise FileNotFoundError(f"train: there is nothing at {root}; say where the images are with --data DIR.")
+    try:
+        train = open_dataset(name, split="train", **options)
+        test = open_dataset(name, split="val" if name == "imagenet" else "test", **options)
+    except FileNotFoundError as fault:
+        advice = "say where it is with --data DIR; for a folder of images of your own add --set data.name=folder"
+        raise FileNotFoundError(f"train: no {recipe.name} ({advice}). {fault}") from fault
+    if recipe.name == "folder":
+        train, test = _apart(train, test)
     fits = (len(train) + len(test)) * 3 * recipe.size**2 <= MEMORY_LIMIT
     # Random parts are cut from whole pictures, which are in the files only.
     return (train.in_memory(), test.in_memory()) if fits and recipe.crop == "pad" else (train, test)
+
+
+def _apart(train: Dataset, test: Dataset) -> tuple[Dataset, Dataset]:
+    """The parts of a folder; one without parts, which was read twice, is split as ``load_folder`` does it."""
+    learned, measured = train.files(), test.files()
+    if learned is None or measured is None:  # of published files, which have parts of their own
+        return train, test
+    if learned == measured:
+        alone = [each for each, count in zip(train.classes, _counts(train), strict=True) if count < 2]
+        if alone:
+            raise ValueError(
+                f"train: {train.name} has no train and test parts, and its classes {_listed(tuple(alone))} have fewer "
+                "than two images, one to train on and one to test on; add images, or make folders train and test."
+            )
+        rest, chosen = _split(train.labels, _TEST_SHARE)
+        train, test = train.subset(rest), train.subset(chosen)
+        learned, measured = train.files() or [], test.files() or []
+    # a link is another name of the same image
+    shared = {os.path.realpath(file) for file in learned} & {os.path.realpath(file) for file in measured}
+    if shared:
+        raise ValueError(
+            f"train: {len(shared)} files of {train.name} are in its training and in its test part, for instance "
+            f"{min(shared)}; each must be in one part only."
+        )
+    return train, test
+
+
+def _counts(data: Dataset) -> list[int]:
+    return data.labels.bincount(minlength=len(data.classes)).tolist()
 
 
 def _held(*sets: ImageSet) -> tuple[Dataset, Dataset]:

@@ -14,8 +14,10 @@ from shiftnorm.evaluate.record import write_json, write_text
 from shiftnorm.evaluate.result import RESULT_FILE, Result
 from shiftnorm.fit.grid_table import GridRow, compare_rows, to_markdown
 from shiftnorm.fit.record import TrainRecord
+from shiftnorm.fit.run_folder import evaluation_of
 from shiftnorm.fit.training import train
 from shiftnorm.recipe_tree import to_mapping
+from shiftnorm.result_folder import GRID, check_owner
 from shiftnorm.train_recipe import TrainRecipe
 from shiftnorm.workers import Job, Outcome, run_jobs
 
@@ -36,7 +38,7 @@ class Grid:
     Args:
         rows: one per recipe.
         table: the rows as Markdown.
-        report: path of the HTML page.
+        report: path of the HTML page, which is there if any run was measured.
         records: one per run, finished or failed.
     """
 
@@ -119,7 +121,8 @@ def compare_recipes(
         Rows, table, report and records.
 
     Raises:
-        ValueError: without a recipe or a seed, or if two recipes would share a folder.
+        ValueError: without a recipe or a seed, if two recipes would share a folder, or if the folder holds results of
+            another kind.
         Stopped, KeyboardInterrupt: if ended; the same call goes on.
     """
     folders = [name_of_folder(name) for name in recipes]
@@ -129,6 +132,7 @@ def compare_recipes(
             f"{', '.join(recipes) or 'no recipe'} and seeds {list(seeds)}."
         )
     place = Path(out)
+    check_owner(place, GRID, "compare_recipes")
     plan = _Plan(
         dict(recipes),
         place,
@@ -153,7 +157,8 @@ def compare_recipes(
 
     run_jobs(_execute, plan, None, jobs, finish, workers=workers, say=say)
     ordered = [records[job] for job in jobs]
-    results = {job: Result.load(folder) for job in jobs if (folder := _measured(place, job)) is not None}
+    # Only runs of this call: what lies in the folder of one that just failed may be of another recipe.
+    results = {job: Result.load(folder) for job in jobs if (folder := _measured(place, job, records[job])) is not None}
     of_recipe = {name: {job.seed: result for job, result in results.items() if job.norm == name} for name in recipes}
     rows = compare_rows([*recipes], ordered, of_recipe)
     table = to_markdown(rows)
@@ -167,6 +172,8 @@ def compare_recipes(
     if shown:
         title = f"{len(recipes)} recipes, one seed of each"
         write_report(shown, report, title=title, comparisons=find_comparisons(shown))
+    else:
+        report.unlink(missing_ok=True)  # of an earlier call, with runs that are not of this one
     return Grid(rows, table, report, ordered)
 
 
@@ -178,8 +185,10 @@ def _folder(out: Path, name: str, seed: int) -> Path:
     return out / f"{name_of_folder(name)}-seed{seed}"
 
 
-def _measured(out: Path, job: Job) -> Path | None:
-    folder = _folder(out, job.norm, job.seed) / "evaluation"
+def _measured(out: Path, job: Job, record: TrainRecord) -> Path | None:
+    if not record.complete:
+        return None
+    folder = _folder(out, job.norm, job.seed) / evaluation_of(record.recipe["evaluate"], record.data["test_sha256"])
     return folder if (folder / RESULT_FILE).is_file() else None
 
 

@@ -135,8 +135,8 @@ def _values(result: Result, like: Stacked | None) -> Stacked | None:
     """Errors of every corrupted cell and image."""
     if result.folder is None:
         return None
-    held = read_cells(result.folder)
     keys = [(cell.corruption, cell.severity) for cell in result.cells]
+    held = read_cells(result.folder, keys)
     return stack({key: held[key] for key in keys if key != CLEAN}, like=like)
 
 

@@ -8,7 +8,7 @@ from typing import Any, final
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
-from torch import Tensor, distributed
+from torch import distributed
 
 from shiftnorm.fit.stopping import Stopped, StopSignals
 from shiftnorm.tasks.batches import EpochBatches
@@ -20,12 +20,13 @@ _KEY = "shiftnorm"
 
 @final
 class Keeping(Checkpoint):
-    """Writes checkpoints at the end of optimizer steps and of epochs, stops where asked to, restores random states.
+    """Writes checkpoints at the end of optimizer steps and of epochs, and stops where asked to.
 
     Lightning's checkpoint has the weights, the optimizer, its schedule, the precision's scaler, the callbacks' and the
-    task's own states. Added here are torch's random states of every process, and the position in the data, which
-    Lightning restores in the middle of an epoch only. There it writes down that the batch is not quite finished; as
-    nothing is left of it to do, it is put down as finished, so that it is not run again.
+    task's own states. Added here is the position in the data, which Lightning restores in the middle of an epoch only.
+    There it writes down that the batch is not quite finished; as nothing is left of it to do, it is put down as
+    finished, so that it is not run again. States of random generators are not needed: the objective seeds them in every
+    step.
 
     Example:
         >>> Keeping(StopSignals(), every=10).every
@@ -65,12 +66,8 @@ class Keeping(Checkpoint):
         if trainer.world_size > 1:
             # On the CPU, so that asking whether to stop never waits for the accelerator.
             self._group = distributed.new_group(backend="gloo")
-        if self.resumed is not None:
-            if self.batches is not None:
-                self.batches.load_state_dict(self.resumed["batches"])
-            states = self.resumed["random"]
-            if trainer.global_rank < len(states):
-                _restore(states[trainer.global_rank])
+        if self.resumed is not None and self.batches is not None:
+            self.batches.load_state_dict(self.resumed["batches"])
         self._step = trainer.global_step
         # Lightning has put its own handlers in front, which would end the loop in the middle of a step.
         self.stop.install()
@@ -126,6 +123,10 @@ class Keeping(Checkpoint):
             >>> Keeping(StopSignals()).on_exception(L.Trainer(logger=False, barebones=True), None, OSError())
         """
         self.stop.looping = False
+        if isinstance(exception, ArithmeticError):
+            # A device's numbers are looked at some steps late: what is there now, momentum too, may come from a step
+            # that was not finite, and the next run would go on from it.
+            return
         # More than one process: the others may be in the middle of a step, and would not come to help.
         if self._whole and trainer.world_size == 1 and isinstance(exception, Exception | KeyboardInterrupt):
             if not isinstance(exception, Stopped) and self._step:
@@ -143,21 +144,17 @@ class Keeping(Checkpoint):
         self.stop.looping = False
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the random states, and put a finished batch down as finished.
+        """Add the position in the data, and put a finished batch down as finished.
 
         Example:
             >>> trainer = L.Trainer(logger=False, barebones=True)
             >>> checkpoint = {"loops": {"fit_loop": trainer.fit_loop.state_dict()}}
             >>> Keeping(StopSignals()).on_save_checkpoint(trainer, None, checkpoint)
             >>> sorted(checkpoint["shiftnorm"])
-            ['batches', 'random', 'step']
+            ['batches', 'step']
         """
-        states: list[Any] = [_random_state()]
-        if trainer.world_size > 1:
-            states = [None] * trainer.world_size
-            distributed.all_gather_object(states, _random_state(), group=self._group)
         position = None if self.batches is None else self.batches.state_dict()
-        checkpoint[_KEY] = {"random": states, "batches": position, "step": trainer.global_step}
+        checkpoint[_KEY] = {"batches": position, "step": trainer.global_step}
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
             counts["completed"] = counts["processed"]
@@ -167,34 +164,35 @@ class Keeping(Checkpoint):
 
         Example:
             >>> keeping = Keeping(StopSignals())
-            >>> keeping.on_load_checkpoint(None, None, {"shiftnorm": {"random": [], "step": 3}})
+            >>> keeping.on_load_checkpoint(None, None, {"shiftnorm": {"batches": None, "step": 3}})
             >>> keeping.resumed["step"]
             3
         """
         self.resumed = checkpoint[_KEY]
 
-    def _reason(self, trainer: L.Trainer) -> str | None:
-        """Why a checkpoint is due after this step: a signal, the limit, its turn; the same on all processes."""
+    def asked(self) -> str | None:
+        """The signal that asks to stop, on any process; all of them have to call this.
+
+        Example:
+            >>> Keeping(StopSignals()).asked() is None
+            True
+
+        Returns:
+            Its name; None if there was none.
+        """
         signal = self.stop.requested
-        if self._group is not None:
+        # The processes of a run that ended early, at its limit, have no group any more.
+        if self._group is not None and distributed.is_initialized():
             asked = torch.tensor(0 if signal is None else 1)
             distributed.all_reduce(asked, distributed.ReduceOp.MAX, group=self._group)
             signal = signal or ("SIGTERM" if asked.item() else None)
+        return signal
+
+    def _reason(self, trainer: L.Trainer) -> str | None:
+        """Why a checkpoint is due after this step: a signal, the limit, its turn; the same on all processes."""
+        signal = self.asked()
         if signal is not None:
             return signal
         if self.limit is not None and self._step >= self.limit:
             return "limit"
         return "turn" if self.every and self._step % self.every == 0 else None
-
-
-def _random_state() -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _restore(state: dict[str, Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

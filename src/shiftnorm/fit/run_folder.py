@@ -13,9 +13,10 @@ import torch
 
 from shiftnorm.evaluate.record import describe_machine, describe_versions, read_json, write_json, write_text
 from shiftnorm.recipe_tree import to_mapping, to_yaml
+from shiftnorm.result_folder import TRAINING, check_owner
 from shiftnorm.train_recipe import TrainRecipe
 
-__all__ = ["OUTSIDE_A_RUN", "RunFolder", "identify", "identity_of"]
+__all__ = ["OUTSIDE_A_RUN", "RunFolder", "evaluation_of", "identify", "identity_of"]
 
 FORMAT: Final = "shiftnorm.train/1"
 RECIPE_FILE: Final = "recipe.yaml"
@@ -61,6 +62,31 @@ def identify(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def evaluation_of(evaluate: Mapping[str, Any], test_sha256: str, *, step: int | None = None) -> Path:
+    """Where a run keeps one way of measuring it, within its folder; more corruptions and severities go to the same one.
+
+    Example:
+        >>> asked = {"corruptions": ["fog"], "severities": [5], "seed": 0, "constants": "cifar32", "limit": None}
+        >>> evaluation_of(asked, "0f").parent.name, evaluation_of(asked, "0f", step=5).parent.name
+        ('evaluation', 'evaluation-step5')
+        >>> evaluation_of(asked, "0f") == evaluation_of({**asked, "severities": [1, 5]}, "0f")
+        True
+        >>> evaluation_of(asked, "0f") == evaluation_of({**asked, "seed": 1}, "0f")
+        False
+
+    Args:
+        evaluate: the recipe's part, as plain data.
+        test_sha256: digest of the test images.
+        step: at which the network was stopped early; None for a finished one.
+
+    Returns:
+        The relative path.
+    """
+    apart = {key: value for key, value in evaluate.items() if key not in ("corruptions", "severities")}
+    digest = identify({"evaluate": apart, "test": test_sha256})
+    return Path("evaluation" if step is None else f"evaluation-step{step}", digest)
+
+
 @final
 class RunFolder:
     """Where a run keeps everything: its recipe, metrics, checkpoints, network, evaluation, record and report.
@@ -96,11 +122,13 @@ class RunFolder:
             >>> RunFolder("nowhere", {}).check()
 
         Raises:
-            ValueError: if it holds the run of another recipe, or of other images; it names what differs.
+            ValueError: if it holds the run of another recipe, or of other images; it names what differs; or results
+                of another kind.
             NotADirectoryError: if a file is in its place.
         """
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"train: the run's folder {self.path} is a file; choose another --out.")
+        check_owner(self.path, TRAINING, "train")
         file = self.path / IDENTITY_FILE
         taken = [name for name in (RECORD_FILE, MODEL_FILE, "checkpoints") if (self.path / name).exists()]
         if not file.is_file():

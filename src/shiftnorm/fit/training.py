@@ -25,14 +25,13 @@ from shiftnorm.fit.keeping import Keeping
 from shiftnorm.fit.metrics import MetricFiles
 from shiftnorm.fit.network import build_network
 from shiftnorm.fit.record import TrainRecord, TrainResult
-from shiftnorm.fit.run_folder import MODEL_FILE, RECORD_FILE, RunFolder, identity_of
+from shiftnorm.fit.run_folder import MODEL_FILE, RECORD_FILE, RunFolder, evaluation_of, identity_of
 from shiftnorm.fit.stopping import Stopped, StopSignals
 from shiftnorm.fit.throughput import measure_bare
 from shiftnorm.fit.watching import Watching
 from shiftnorm.recipe_tree import to_mapping
 from shiftnorm.surgery import load, save
 from shiftnorm.tasks import Classify
-from shiftnorm.tasks.seeds import seed_of
 from shiftnorm.train_recipe import ModelRecipe, TrainRecipe
 
 __all__ = ["train"]
@@ -109,7 +108,7 @@ def train(
     with ExitStack() as stack:
         if owner:
             stack.enter_context(folder.claim(recipe, say=tell))
-        done = _find_finished(folder, recipe, evaluate)
+        done = _find_finished(folder, recipe, data, evaluate)
         if done is not None:
             tell(f"This run is finished: {done.line()}")
             return TrainResult(done, folder.path)
@@ -135,12 +134,13 @@ def _silent(_: str) -> None:
     """What processes other than the first say."""
 
 
-def _find_finished(folder: RunFolder, recipe: TrainRecipe, evaluate: bool) -> TrainRecord | None:
+def _find_finished(folder: RunFolder, recipe: TrainRecipe, data: FitData, evaluate: bool) -> TrainRecord | None:
     if not (folder.path / RECORD_FILE).is_file():
         return None
     record = TrainRecord.load(folder.path)
-    asked = to_mapping(recipe.evaluate)
-    measured = not evaluate or (record.clean_error is not None and record.recipe.get("evaluate") == asked)
+    asked = (to_mapping(recipe.evaluate), data.test_sha256)
+    before = (record.recipe.get("evaluate"), record.data.get("test_sha256"))
+    measured = not evaluate or (record.clean_error is not None and before == asked)
     return record if record.complete and record.key == folder.key and measured else None
 
 
@@ -177,6 +177,7 @@ class _Run:
             rank=self.rank,
             world=world,
             workers=min(_MOST_WORKERS, (os.cpu_count() or 1) // loop.processes),
+            drop_last=loop.drop_last,
         )
         task = Classify.of(
             self.recipe,
@@ -207,7 +208,6 @@ class _Run:
             MetricFiles(self.folder.path).go_on_from(step)
             if newest is not None:
                 self.say(f"Going on after step {step} of {task.steps}.")
-        torch.manual_seed(seed_of(loop.seed, self.rank))
         try:
             trainer.fit(task, batches, ckpt_path=newest)
         except Stopped as stopped:
@@ -219,6 +219,10 @@ class _Run:
         except ArithmeticError as fault:
             kept = self._keep_failed(task)
             raise ArithmeticError(f"train: {fault} {kept}") from fault
+        # A signal that came too late for the loop: in its last step, or while its last epoch was measured.
+        signal = keeping.asked()
+        if signal is not None:
+            raise Stopped(trainer.global_step, signal)
         return task, watching, trainer.global_step
 
     def _keep_failed(self, task: Classify) -> str:
@@ -288,6 +292,7 @@ class _Run:
 
     def _evaluate(self, path: Path, title: str, steps: int, command: str | None, *, limited: bool) -> Result:
         asked = self.recipe.evaluate
+        place = evaluation_of(to_mapping(asked), self.data.test_sha256, step=steps if limited else None)
         # from its file, so that what is measured is what was written
         model, _ = load(path)
         with warnings.catch_warnings():
@@ -304,7 +309,7 @@ class _Run:
                 baseline="AlexNet" if len(self.data.train.classes) == _IMAGENET else None,
                 device=self.device,
                 channels_last=self.recipe.loop.channels_last,
-                out=self.folder.path / (f"evaluation-step{steps}" if limited else "evaluation"),
+                out=self.folder.path / place,
                 name=title,
                 command=command,
                 progress=self.on_progress is None,

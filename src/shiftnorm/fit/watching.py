@@ -157,7 +157,8 @@ class Watching(L.Callback):
             >>> watching.state_dict()["sums"]["line"]
             2.5
         """
-        loss = outputs["loss"].detach()
+        # Lightning has divided it, so that the gradients of the batches of a step add up to a mean
+        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
         sums = self._sums
         sums["epoch"], sums["line"] = sums["epoch"] + loss, sums["line"] + loss
         for name, part in outputs.items():

@@ -68,7 +68,7 @@ def apply_activated(
     gain, center, mean = (row.to(wide).expand(shape) for row in (affine.gain, m.mean, affine.mean))
     if is_traced(x) or choose(x).name != "triton":
         return _plain(x, gain, center, mean, residual, activation)
-    return _Activated.apply(x, gain, center, mean, residual, activation)  # pyright: ignore
+    return _Activated.apply(x, gain, center, mean, residual, activation)  # pyright: ignore  (autograd's stubs have no types for apply)
 
 
 def _plain(x: Tensor, gain: Tensor, center: Tensor, mean: Tensor, residual: Tensor | None, activation: str) -> Tensor:
@@ -95,7 +95,7 @@ class _Activated(torch.autograd.Function):
     """The kernels, and plain formulas where their gradient is itself to be differentiated."""
 
     @staticmethod
-    def forward(  # pyright: ignore
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (autograd's takes any arguments)
         ctx: Any, x: Tensor, gain: Tensor, center: Tensor, mean: Tensor, residual: Tensor | None, activation: str
     ) -> Tensor:
         from shiftnorm.ops import triton_epilogue
@@ -105,7 +105,7 @@ class _Activated(torch.autograd.Function):
         return triton_epilogue.apply(x, gain, center, mean, residual, activation)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:  # pyright: ignore
+    def backward(ctx: Any, g: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  (likewise)
         x, gain, center, mean, residual = ctx.saved_tensors
         given = (x, gain, center, mean, residual)
         if torch.is_grad_enabled() or is_batched(g):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, final
 
@@ -11,14 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from shiftnorm.norms import RunningMoments
+from shiftnorm.norms import DSU, MixtureNorm, RunningMoments
 from shiftnorm.surgery import sync
+from shiftnorm.surgery.kinds import kind_of
 from shiftnorm.tasks.average import WeightAverage
 from shiftnorm.tasks.guard import FiniteGuard
 from shiftnorm.tasks.normalize import Normalize
 from shiftnorm.tasks.objective import Objective
 from shiftnorm.tasks.parameter_groups import grouped
 from shiftnorm.tasks.schedule import rate_factor
+from shiftnorm.tasks.statistics import PassStatistics
 
 if TYPE_CHECKING:
     from shiftnorm.train_recipe import OptimizerRecipe, TrainRecipe
@@ -53,7 +56,7 @@ class Classify(L.LightningModule):
         optimizer: SGD and its schedule; None for what the numbers above say.
         steps_per_epoch: optimizer steps; for milestones and warmup, which count epochs.
         ema: decay of averaged weights, which are then the ones evaluated; 0 for none.
-        synced: in a distributed job, norms pool over all ranks (`surgery.sync`).
+        synced: in a distributed job, norms pool over all ranks (`surgery.sync`) as far as they can.
         compiled: run the model through `torch.compile`.
 
     Shape: `forward` takes (N, 3, H, W) uint8 images and gives (N, classes) scores. Batches are (images, labels) or
@@ -62,7 +65,8 @@ class Classify(L.LightningModule):
         follow from the seed and the number of batches seen, which checkpoints keep: no state of a generator is needed.
     Modes: training uses the model; evaluation the averaged weights where there are any.
     Raises: ArithmeticError where a loss or gradient stops being finite, naming the step, the layer and the samples,
-        with the weights as they were before; ValueError for impossible arguments.
+        with the weights as they were before; ValueError for impossible arguments, and where ``synced`` asks norms to
+        pool over all ranks and none can. Where some cannot, a warning names them.
     Cost: in a distributed job one number is summed over the ranks per batch, so that a rank with fewer samples counts
         less.
     """
@@ -112,6 +116,7 @@ class Classify(L.LightningModule):
         self.batches_seen = 0
         self.epoch_losses: list[float] = []
         self._losses: list[Tensor] = []
+        self._weight = 1.0
 
     @classmethod
     def of(
@@ -189,10 +194,30 @@ class Classify(L.LightningModule):
         if self._configured:
             return
         self._configured = True
-        if self.synced and _world() > 1 and any(_pools(module) for module in self.model.modules()):
-            sync(self.model)
+        if self.synced and _world() > 1 and any(_looks_at_batch(module) for module in self.model.modules()):
+            self._sync()
         if self.compiled:
             self.model.compile()  # in place, so that the names of the state stay
+
+    def _sync(self) -> None:
+        try:
+            _, rows = sync(self.model)
+        except ValueError as fault:
+            raise ValueError(
+                "Classify: expected norms that can pool over all processes, as loop.synced asks for; set loop.synced "
+                f"to false to have every process use its own batches. {fault}"
+            ) from fault
+        left = [str(row) for row in rows if row.reason]
+        if left and distributed.get_rank() == 0:
+            warnings.warn(
+                f"Classify: loop.synced has norms pool over all processes, but {len(left)} cannot and look at the "
+                f"batches of their own process: {'; '.join(left)}.",
+                stacklevel=2,
+            )
+        if self.objective is not None:
+            # Buffers may lie in other modules now.
+            choice = self.objective.statistics.choice
+            self.objective.statistics = self.statistics = PassStatistics(self.model, choice)
 
     def _new_guard(self) -> FiniteGuard:
         return FiniteGuard(self.model, self, f" of {self.steps}; try a learning rate below {self.learning_rate}")
@@ -200,6 +225,8 @@ class Classify(L.LightningModule):
     def on_fit_start(self) -> None:
         """Forget what an interrupted training left behind, for Lightning."""
         self.guard = self._new_guard()
+        # A checkpoint is read before the task goes to its device.
+        self._losses = [loss.to(self.device) for loss in self._losses]
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor]:
         """One step, for Lightning: the loss, and the parts it has."""
@@ -209,12 +236,28 @@ class Classify(L.LightningModule):
         loss, parts = self._loss_and_parts(images, labels)
         self.guard.note(loss, indices[0] if indices else None, lambda: self._again(images, labels, step))
         self.batches_seen += 1
-        self._losses.append(loss.detach())
+        self._weight = self._weight_of(batch_idx)
+        if self.objective is None:  # a recipe's losses are summed up by what watches its run
+            self._losses.append(loss.detach())
         logged = bool(self.trainer.loggers)
         self.log("loss", loss.detach(), prog_bar=True, logger=logged)
         for name, part in parts.items():
             self.log(name, part, logger=logged)
         return {"loss": loss if _world() == 1 else loss * self._share(images), **parts}
+
+    def _weight_of(self, batch_idx: int) -> float:
+        """What Lightning's share for each of ``accumulate_grad_batches`` batches lacks where a step has fewer.
+
+        The last batches of an epoch make a step too, whether or not they are as many.
+        """
+        asked, count = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
+        if isinstance(count, float):  # infinite: nobody knows which batch is the last
+            return 1.0
+        return asked / min(asked, count - batch_idx // asked * asked)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Make gradients, such that those of a step are a mean over its batches, for Lightning."""
+        super().backward(loss if self._weight == 1 else loss * self._weight, *args, **kwargs)
 
     def _again(self, images: Tensor, labels: Tensor, step: int) -> object:
         return self(images) if self.objective is None else self.objective(images, labels, step)
@@ -247,7 +290,7 @@ class Classify(L.LightningModule):
             self.average.update(self.model)
 
     def on_train_epoch_end(self) -> None:
-        """Keep the epoch's mean loss."""
+        """Keep the epoch's mean loss, in plain training."""
         self.guard.check()
         if self._losses:
             self.epoch_losses.append(torch.stack(self._losses).mean().item())
@@ -263,7 +306,7 @@ class Classify(L.LightningModule):
         """Take up what was kept."""
         state = checkpoint["classify"]
         self.batches_seen, self.epoch_losses = state["batches_seen"], [*state["epochs"]]
-        self._losses = [*state["losses"].to(self.mean.device).unbind()]
+        self._losses = [*state["losses"].unbind()]
 
     def configure_optimizers(self) -> dict[str, object]:
         """SGD and the learning rate of every step, for Lightning."""
@@ -291,6 +334,14 @@ def _world() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def _pools(module: nn.Module) -> bool:
-    kinds = (RunningMoments, nn.modules.batchnorm._BatchNorm)
-    return isinstance(module, kinds) and getattr(module, "pools_batch", True)
+def _looks_at_batch(module: nn.Module) -> bool:
+    """Whether a module's output in training depends on other samples in a way that more processes change."""
+    if isinstance(module, MixtureNorm | DSU):
+        return True
+    if isinstance(module, RunningMoments):
+        return module.pools_batch
+    kind = kind_of(module)
+    if kind is None or kind.name not in ("batch", "sync batch", "other"):
+        return False
+    # Of those with a formula of their own, the ones without running statistics look at each sample alone.
+    return kind.refusal is None or getattr(module, "running_var", None) is not None

@@ -50,7 +50,7 @@ class PassStatistics(nn.Module):
         super().__init__()
         if choice not in ("shared", "frozen", "separate"):
             raise ValueError(f"PassStatistics: expected 'shared', 'frozen' or 'separate', got {choice!r}.")
-        self.choice = choice
+        self.choice: Literal["shared", "frozen", "separate"] = choice
         owners: list[tuple[nn.Module, nn.Module, str]] = []
         for path, module in [] if choice == "shared" else model.named_modules():
             for name, buffer in module.named_buffers(recurse=False):

@@ -108,8 +108,10 @@ def choose_corruptions(which: str | Iterable[str], *, frost_dir: str | Path | No
 
 
 def _unknown(name: object, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5) or known
-    return f"unknown corruption {name!r}; did you mean one of {', '.join(near)}?"
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    if not near:
+        return f"unknown corruption {name!r}; known: {', '.join(known)}."
+    return f"unknown corruption {name!r}; did you mean {'one of ' if len(near) > 1 else ''}{', '.join(near)}?"
 
 
 def _check_names(name: str, severity: int, constants: str, storage: str) -> None:
