@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 
-def make_evaluation_table(directory: Path) -> str:
+def make_table(directory: Path) -> str:
     """A row for every record of a directory, the largest error first."""
     records = [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
     if not records:
         raise FileNotFoundError(f"{directory} holds no records")
     lines = [
-        "| Network | Clean error % | Mean corruption error % | Worst corruption | Worst class, corrupted | ECE clean, corrupted |",
+        "| Network | Clean error % | Mean corruption error % | Worst corruption | Worst class, corrupted | "
+        "ECE clean, corrupted |",
         "|---|---:|---:|---|---|---:|",
         *map(_row, sorted(records, key=lambda record: -record["mean_corruption_error"]["value"])),
     ]

@@ -1,7 +1,7 @@
 """Write the generated parts of README and docs from the records: ``make docs``; ``--check`` only compares.
 
 A page says where a table goes with ``<!-- begin NAME -->`` and ``<!-- end NAME -->``; NAME is one of ``TABLES``, or a
-directory under ``results/`` that holds the records of a comparison.
+directory under ``results/`` that holds the records of a comparison or, if its name begins so, of ``evaluate``.
 """
 
 from __future__ import annotations
@@ -292,6 +292,13 @@ def _crossnorm(recipe: Any) -> str:
     return f"p {chosen.p:g}, {where}{weight}"
 
 
+def make_evaluation_table(directory: Path) -> str:
+    """The table of networks that were measured under corruption."""
+    from evaluation_table import make_table
+
+    return make_table(directory)
+
+
 def make_published_table() -> str:
     """What papers print, what others measured again, and what runs of our recipes gave, row by row."""
     from published_table import make_table
@@ -337,7 +344,11 @@ def fill(text: str) -> str:
 
     def replace(match: re.Match[str]) -> str:
         name = match.group(1)
-        made = TABLES[name]() if name in TABLES else make_comparison_table(ROOT / "results" / name)
+        directory = ROOT / "results" / name
+        if name in TABLES:
+            made = TABLES[name]()
+        else:
+            made = (make_evaluation_table if name.startswith("evaluate-") else make_comparison_table)(directory)
         return f"<!-- begin {name} -->\n{made}\n<!-- end {name} -->"
 
     return re.sub(r"<!-- begin ([\w.-]+) -->.*?<!-- end \1 -->", replace, text, flags=re.DOTALL)

@@ -22,13 +22,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 BELOW = {
     # Below all of them, as parts that must not know each other write such files.
     "tensor_file": set(),
+    "result_folder": set(),
     "ops": set(),
     "models": set(),
     "data": set(),
     "norms": {"ops"},
     "surgery": {"ops", "norms", "models", "tensor_file"},
     "adapt": {"ops", "norms", "surgery"},
-    "evaluate": {"ops", "norms", "surgery", "data", "tensor_file"},
+    "evaluate": {"ops", "norms", "surgery", "data", "tensor_file", "result_folder"},
     "tasks": {"ops", "norms", "surgery", "adapt", "evaluate", "data", "models"},
 }
 PARTS = set(BELOW)

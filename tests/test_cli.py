@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
-from shiftnorm import cli
+from shiftnorm import __version__, cli
 from shiftnorm import norms as roster
+from shiftnorm.recipe_tree import to_mapping
+from shiftnorm.train_recipe import TrainRecipe
 from shiftnorm.variants import VARIANTS
 
 
@@ -143,3 +145,56 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def refused(capsys, *words):
+    """The lines of a call that does not parse."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(word) for word in words])
+    assert stop.value.code == 2
+    return capsys.readouterr().err.splitlines()
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out == f"shiftnorm {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["trian", "small/base"], "unknown verb 'trian'; did you mean train?"),
+        (["recipe"], "unknown verb 'recipe'; did you mean recipes?"),
+        (["recipes", "lsit"], "unknown action 'lsit'; did you mean list?"),
+        (["qqqq"], "unknown verb 'qqqq'; known: compare, norms, "),
+    ],
+)
+def test_a_mistyped_verb_gets_a_near_one(capsys, words, text):
+    assert text in refused(capsys, *words)[-1]
+
+
+def test_an_unknown_option_shows_the_usage_of_its_verb(capsys):
+    lines = refused(capsys, "norms", "--bogus")
+    assert lines[0].startswith("usage: shiftnorm norms ")
+    assert lines[-1] == "shiftnorm norms: error: unrecognized arguments: --bogus"
+    lines = refused(capsys, "recipes", "list", "a", "b")
+    assert lines[-1] == "shiftnorm recipes list: error: unrecognized arguments: b"
+
+
+@pytest.mark.parametrize("verb", ["train", "compare-recipes"])
+def test_an_option_that_is_a_key_of_the_recipe_is_told(capsys, verb):
+    lines = refused(capsys, verb, "small/base", "--device", "cuda", "--epochs=2", "--bogus")
+    assert lines[0].startswith(f"usage: shiftnorm {verb} ")
+    for text in ("--set loop.device=...", "--set loop.epochs=..."):
+        assert text in lines[-1]
+    assert "--bogus is" not in lines[-1]
+    text = refused(capsys, verb, "small/base", "--batch-size", "2")[-1]
+    assert text.endswith("--batch-size is a key of the recipe: --set loop.batch_size=...")
+
+
+def test_the_keys_that_are_told_are_of_the_recipe():
+    parts = to_mapping(TrainRecipe("any"))
+    for key in cli._RECIPE_KEYS:
+        part, _, name = key.partition(".")
+        assert name in parts[part], key

@@ -253,6 +253,27 @@ def test_describe(run, converted):
     assert_one_clear_line(run("describe", "shiftnorm/resnet81"), "did you mean")
 
 
+def test_the_folder_of_a_run_is_a_model(run, converted, tmp_path):
+    folder = tmp_path / "runs" / "train-a"
+    folder.mkdir(parents=True)
+    assert_one_clear_line(run("describe", folder), "is a folder without model.safetensors")
+    (tmp_path / converted).rename(folder / "model.safetensors")
+    status, out, _ = run("describe", folder)
+    assert status == 0 and f"{folder}: shiftnorm/wide_resnet16_4 with 4 changes" in out
+    words = ["convert", folder, "--with", "rbn", "--input", "3x16x16", "--out", "b.safetensors"]
+    status, out, _ = run(*words)
+    assert status == 0 and "weights of the file" in out and len(load(tmp_path / "b.safetensors")[1]) > 4
+    assert_one_clear_line(run(*words, "--force", "--pretrained"), "--pretrained is for a model of a library")
+
+
+def test_what_is_no_file_of_weights_is_told(run, tmp_path):
+    assert run("convert", *SMALL, "--with", "selfnorm@post", "--out", "a.safetensors")[0] == 0
+    words = ["convert", *SMALL, "--with", "rbn", "--out", "b.safetensors", "--weights"]
+    assert_one_clear_line(run(*words, "a.safetensors"), "a.safetensors is a converted model", "give it as MODEL")
+    (tmp_path / "net.py").write_text("import os\nimport sys\n")
+    assert_one_clear_line(run(*words, "net.py"), "net.py is no file of torch or safetensors")
+
+
 def test_models(run):
     status, out, _ = run("models", "*resnet18")
     assert status == 0

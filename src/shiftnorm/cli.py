@@ -7,9 +7,10 @@ import importlib.util
 import inspect
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shiftnorm import __version__
 from shiftnorm.cli_corrupt import add_corrupt_verb, stopping_politely
 from shiftnorm.cli_evaluate import add_evaluate_verbs
 from shiftnorm.cli_recipes import add_recipes_verb
@@ -25,6 +26,24 @@ _TRAIN = {
     "tqdm": "tqdm",
     "safetensors": "safetensors",
 }
+_OF_RECIPES = ("train", "compare-recipes")
+# Keys of recipes that are likely to be given as options.
+_RECIPE_KEYS = (
+    "loop.device",
+    "loop.epochs",
+    "loop.batch_size",
+    "loop.precision",
+    "loop.processes",
+    "optimizer.learning_rate",
+    "optimizer.weight_decay",
+    "data.size",
+    "data.limit",
+    "evaluate.limit",
+    "evaluate.corruptions",
+    "evaluate.severities",
+    "model.name",
+    "data.name",
+)
 _KEPT = {
     "compare": "Finished runs are kept",
     "evaluate": "Finished cells are kept",
@@ -32,6 +51,43 @@ _KEPT = {
     "train": "Finished steps are kept",
     "compare-recipes": "Finished steps and runs are kept",
 }
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistyped verb with a near one, and unknown options with the usage of the verb they were given to."""
+
+    verbs: Mapping[str, argparse.ArgumentParser] | None = None
+    called = ""
+
+    def add_subparsers(self, **settings: Any) -> Any:
+        action = super().add_subparsers(**settings)
+        self.verbs, self.called = action.choices, str(settings.get("metavar", "verb")).lower()
+        return action
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        # no option before a verb takes a value
+        verb = next((word for word in words if not word.startswith("-")), None)
+        if self.verbs is not None and verb is not None and verb not in self.verbs:
+            from shiftnorm.variants import suggest
+
+            self.error(f"unknown {self.called} {verb!r}; {suggest(verb, self.verbs)}")
+        found, rest = super().parse_known_args(words, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}{self._advise(rest)}")
+        return found, rest
+
+    def _advise(self, words: Sequence[str]) -> str:
+        """How to set what a recipe has, for verbs that take recipes and --set."""
+        if self.prog.rpartition(" ")[2] not in _OF_RECIPES:
+            return ""
+        hints: list[str] = []
+        for word in words:
+            name = word.removeprefix("--").partition("=")[0].replace("-", "_")
+            known = [f"--set {key}=..." for key in _RECIPE_KEYS if key.partition(".")[2] == name]
+            if word.startswith("--") and known:
+                hints.append(f"--{name.replace('_', '-')} is a key of the recipe: {' or '.join(known)}")
+        return "".join(f"; {hint}" for hint in hints)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="shiftnorm",
         description="Normalization layers that hold up when the data shift.",
         epilog="examples:\n"
@@ -88,6 +144,7 @@ def _make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(debug=False)
+    parser.add_argument("--version", action="version", version=f"shiftnorm {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
 
     compare = add_verb(

@@ -16,9 +16,22 @@ if TYPE_CHECKING:
 
     from shiftnorm.surgery import LoadReport, Report
 
-__all__ = ["SUFFIX", "convert_model", "is_file", "open_model", "where_of"]
+__all__ = ["SUFFIX", "TRAINED", "convert_model", "is_file", "model_file", "open_model", "where_of"]
 
 SUFFIX = ".safetensors"
+# What `shiftnorm train` leaves in its folder.
+TRAINED = f"model{SUFFIX}"
+
+
+def model_file(model: str) -> str:
+    """MODEL, or the network in it where it is the folder of a run of a recipe.
+
+    Example:
+        >>> model_file("timm/resnet50")
+        'timm/resnet50'
+    """
+    inside = Path(model, TRAINED)
+    return str(inside) if inside.is_file() else model
 
 
 def is_file(model: str) -> bool:
@@ -28,7 +41,7 @@ def is_file(model: str) -> bool:
         >>> is_file("timm/resnet50"), is_file("mine.safetensors")
         (False, True)
     """
-    return model.endswith(SUFFIX) or Path(model).is_file()
+    return model.endswith(SUFFIX) or Path(model_file(model)).is_file()
 
 
 def where_of(options: argparse.Namespace) -> str | list[str] | None:
@@ -57,13 +70,18 @@ def open_model(options: argparse.Namespace) -> nn.Module:
 
     Raises:
         FileNotFoundError: if it is a file that is not there.
-        ValueError: for an unknown name, or a file that ``save`` did not write.
+        ValueError: for an unknown name, a folder without a model, or a file that ``save`` did not write.
     """
     from shiftnorm.surgery import build_model, load, read_recipe
-    from shiftnorm.surgery.source import rebuild
+    from shiftnorm.surgery.source import LIBRARIES, rebuild
 
-    name: str = options.model
+    name = model_file(options.model)
     if not is_file(name):
+        if Path(name).is_dir() and name.partition("/")[0] not in LIBRARIES:
+            raise ValueError(
+                f"{name} is a folder without {TRAINED}, which a run of `shiftnorm train` has; expected such a "
+                f"folder, a {SUFFIX} file or LIBRARY/NAME."
+            )
         classes = getattr(options, "num_classes", None)
         arguments = {} if classes is None else {"num_classes": classes}
         if options.allow_code and ":" in name:

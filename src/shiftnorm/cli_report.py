@@ -36,7 +36,10 @@ def add_report_verb(verbs: Any, common: argparse.ArgumentParser) -> None:
         description="Write one report of several evaluations; the others are compared with the first, image by image.",
         examples=["report runs/batchnorm runs/cnsn", "report runs/*/result.json --out all.html --title 'All nets'"],
     )
-    report.add_argument("results", nargs="+", metavar="RESULT", help="a folder of `shiftnorm evaluate`, or result.json")
+    report.add_argument(
+        "results", nargs="+", metavar="RESULT", help="a folder of `shiftnorm evaluate` or `shiftnorm train`, or a "
+        "result.json"
+    )  # fmt: skip
     report.add_argument(
         "--out", type=Path, metavar="FILE.html", default=Path("report.html"),
         help="the page; .md and .csv are written beside it (default: report.html)",
@@ -117,4 +120,10 @@ def _load(where: str) -> Result:
             )
         if (path / "cells").is_dir():
             raise ValueError(f"report: {where} is an unfinished evaluation; repeat its command to finish it.")
+        measured = [*path.glob(f"evaluation*/*/{RESULT_FILE}")]
+        if (path / "model.safetensors").is_file() and not measured:
+            raise ValueError(
+                f"report: {where} is a run that was not measured, or not to the end; repeat its command without "
+                f"--no-evaluate, or measure it: shiftnorm evaluate {where} --data DATA."
+            )
     return Result.load(path)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shiftnorm.cli_convert import SUFFIX, convert_model, is_file, open_model, where_of
+from shiftnorm.cli_convert import SUFFIX, TRAINED, convert_model, is_file, open_model, where_of
 
 __all__ = ["add_surgery_verbs", "add_verb"]
 
@@ -87,7 +87,10 @@ def add_surgery_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     placements.add_argument("--plain", action="store_true", help="names only, one per line")
     placements.set_defaults(run=_list_placements)
 
-    model_help = f"LIBRARY/NAME as `shiftnorm models` lists it, or a {SUFFIX} file that `shiftnorm convert` wrote"
+    model_help = (
+        f"LIBRARY/NAME as `shiftnorm models` lists it, a {SUFFIX} file that `shiftnorm convert` wrote, or the folder "
+        f"of a run, with {TRAINED} in it"
+    )
     convert = add_verb(
         verbs,
         common,

@@ -92,8 +92,11 @@ def test_a_file_that_is_cut_off_is_named(tmp_path: Path, zipped: bool, share: fl
     [
         ("a.pth", b"", r"a\.pth is empty"),
         ("a.safetensors", b"", r"a\.safetensors is empty"),
-        ("a.pth", b"<html>404</html>", r"a\.pth is no checkpoint"),
-        ("a.txt", b"hello world, weights to come", r"a\.txt is no checkpoint"),
+        ("a.pth", b"<html>404</html>", r"a\.pth is no file of torch or safetensors"),
+        ("a.txt", b"hello world, weights to come", r"a\.txt is no file of torch or safetensors"),
+        ("a.py", b"import os\nimport sys\n\nprint(os.getcwd())\n", r"a\.py is no file of torch or safetensors"),
+        ("a.py", b"class Net:\n    pass\n", r"a\.py is no file of torch or safetensors"),
+        ("a.py", b"import os\n.\n", r"a\.py is no file of torch or safetensors"),
         ("a.safetensors", b"no header of safetensors", r"a\.safetensors is no complete safetensors file"),
     ],
 )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import json
 import pickle
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -208,3 +210,40 @@ def test_a_library_that_is_not_installed_says_how(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ModuleNotFoundError, match=rf'{library} is not installed.*pip install "shiftnorm\[{extra}\]"'):
         build_model(f"{library}/resnet18")
     assert library not in list_sources()
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        pytest.param(
+            "torchvision/resnet18", r"https://download\.pytorch\.org/models/resnet18-\w+\.pth", marks=needs_torchvision
+        ),
+        pytest.param("timm/resnet18", r"https://huggingface\.co/timm/resnet18\.\w+", marks=needs_timm),
+    ],
+)
+def test_weights_that_cannot_be_fetched_are_named(monkeypatch, name, address):
+    def fail(*_, **__):
+        raise URLError("Name or service not known.")
+
+    library = importlib.import_module(name.partition("/")[0])
+    target = (library.models, "get_model") if name.startswith("torchvision") else (library, "create_model")
+    monkeypatch.setattr(*target, fail)
+    text = rf"the weights of {name} could not be fetched from {address} \(.*not known.*\).*--weights FILE\."
+    with pytest.raises(OSError, match=text):
+        build_model(name, pretrained=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torchvsion/resnet18",
+        "shiftnorm/resnet81",
+        pytest.param("torchvision/resnet81", marks=needs_torchvision),
+        pytest.param("timm/resnt18", marks=needs_timm),
+    ],
+)
+def test_a_question_ends_once(name):
+    with pytest.raises(ValueError, match=r"did you mean .*[^?.]\?$"):
+        build_model(name)
+    with pytest.raises(ValueError, match=r"list_sources\(\) has all names\.$"):
+        build_model("qqqq")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from shiftnorm.norms import IBN, BatchInstanceNorm, BatchNorm, SelfNorm, SwitchNorm
+from shiftnorm.surgery import build_model, convert, save
 from shiftnorm.surgery.weights import load_weights
 
 State = dict[str, Tensor]
@@ -42,6 +43,31 @@ def holds(model: nn.Module, state: State) -> bool:
 
 def under(prefix: str, state: State) -> State:
     return {prefix + key: tensor for key, tensor in state.items()}
+
+
+def test_a_converted_model_is_no_file_of_weights(tmp_path: Path) -> None:
+    def plain() -> nn.Module:
+        return build_model("shiftnorm/wide_resnet16_4", num_classes=3)
+
+    path = save(convert(plain(), "selfnorm@post")[0], tmp_path / "a.safetensors")
+    model = plain()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"a\.safetensors is a converted model.*give it as MODEL.*Nothing was changed"):
+        load_weights(model, path)
+    assert holds(model, before)
+    # into the same conversion it goes
+    assert load_weights(convert(model, "selfnorm@post")[0], path).warnings == []
+    # IBN's tensors are named as BatchNorm's: they go in, but the network is another
+    path = save(convert(plain(), "ibn_a")[0], tmp_path / "b.safetensors")
+    assert load_weights(convert(plain(), "ibn_a")[0], path).warnings == []
+    assert "conversions are not made here; give it as MODEL" in load_weights(plain(), path).warnings[0]
+
+
+def test_of_a_saved_model_without_conversions_the_names_are_listed(tmp_path: Path) -> None:
+    path = save(build_model("shiftnorm/wide_resnet16_4", num_classes=3), tmp_path / "a.safetensors")
+    assert load_weights(build_model("shiftnorm/wide_resnet16_4", num_classes=3), path).warnings == []
+    with pytest.raises(ValueError, match=r"does not fit Tiny\. .*missing in the file"):
+        load_weights(Tiny(), path)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +247,7 @@ def test_numbers_that_are_not_finite_are_warned_of() -> None:
     assert load_weights(model, state).warnings == ["not all numbers are finite in 2 tensors: conv.bias, fc.bias"]
     # what overflows here was finite there
     state = state_of(model) | {"fc.bias": torch.full((2,), 1e6)}
-    assert load_weights(model.half(), state).warnings == ["not all numbers are finite in 1 tensors: fc.bias"]
+    assert load_weights(model.half(), state).warnings == ["not all numbers are finite in 1 tensor: fc.bias"]
 
 
 def test_files_without_counters_keep_the_models() -> None:
@@ -275,7 +301,7 @@ def test_the_report_reads_well_and_is_plain_data() -> None:
     report = load_weights(model, {"epoch": 3, "state_dict": under("module.", state)})
     assert str(report).splitlines() == [
         "Tiny: 9 of 9 tensors from the given state under state_dict (without the prefix 'module.')",
-        "  converted   1 tensors float64 → float32",
+        "  converted   1 tensor float64 → float32",
         "  renamed     bn.{BN,IN}* → bn.*",
     ]
     data = json.loads(json.dumps(report.to_json()))

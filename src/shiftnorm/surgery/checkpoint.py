@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickletools
+import re
 import tarfile
 import warnings
 import zipfile
@@ -150,6 +151,11 @@ def _read_torch(path: Path) -> Any:
                 f"read_checkpoint: {path} is a tar archive. If weights lie in it, unpack them first; if torch before "
                 "0.1.10 wrote it, load and save it again with torch."
             ) from error
+        if not _begins_with(path, b"PK\x03\x04", _PICKLE):
+            raise ValueError(
+                f"read_checkpoint: {path} is no file of torch or safetensors. Name the file of weights; if this should "
+                "be one, get it again."
+            ) from error
         if isinstance(error, RuntimeError):
             reason = str(error).splitlines()[0].split(". ")[0]
         else:
@@ -160,6 +166,8 @@ def _read_torch(path: Path) -> Any:
         ) from error
 
 
+# How pickles of protocol 2 and later begin, those of torch before 1.6 among them.
+_PICKLE = b"\x80"
 # What a file of tensors names anyway.
 _USUAL_MODULES = ("torch._utils", "torch.storage", "torch.serialization", "torch._tensor", "_codecs")
 _USUAL_NAMES = {
@@ -200,8 +208,28 @@ def _named_in(path: Path) -> Iterator[tuple[str, str]]:
                 if inside is not None:
                     yield from _names_in_pickles(inside)
         return
+    if not _begins_with(path, _PICKLE) and not _is_text_pickle(path):
+        return
     with path.open("rb") as file:
         yield from _names_in_pickles(file)
+
+
+def _begins_with(path: Path, *beginnings: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(4).startswith(beginnings)
+
+
+def _is_text_pickle(path: Path) -> bool:
+    """Whether the file is a pickle of an early protocol: text may begin like one, a line "import os" for example."""
+    try:
+        with path.open("rb") as file:
+            for opcode, argument, _ in pickletools.genops(file):
+                names = opcode.name in ("GLOBAL", "INST")
+                if names and not re.fullmatch(r"[\w.-]+ [\w.<>-]+", str(argument)):
+                    return False
+    except (ValueError, IndexError, EOFError):
+        return False  # it has no end
+    return True
 
 
 def _names_in_pickles(file: IO[bytes]) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import fnmatch
@@ -10,7 +11,7 @@ import importlib.util
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -55,6 +56,7 @@ def build_model(name: str, *, allow_code: bool = False, pretrained: bool = False
         ValueError: for an unknown library or model (the text has near ones), code where it is not allowed, or
             ``pretrained`` where there are no weights.
         TypeError: if an argument cannot be written as JSON, or a function returns no module.
+        OSError: if pretrained weights cannot be fetched.
         ModuleNotFoundError: if the library is not installed, or there is no such module.
     """
     if not isinstance(name, str):
@@ -66,7 +68,7 @@ def build_model(name: str, *, allow_code: bool = False, pretrained: bool = False
     if ":" in name and library not in LIBRARIES:
         model = _from_code(name, allow_code, {**arguments, "pretrained": True} if pretrained else arguments)
     elif not slash or library not in LIBRARIES:
-        raise ValueError(f"build_model: unknown model {name!r}; {_advice(name)}.")
+        raise ValueError(f"build_model: unknown model {name!r}; {_advice(name)}")
     elif library == "shiftnorm":
         model = _from_ours(name, model_name, pretrained, arguments)
     elif library == "torchvision":
@@ -207,12 +209,12 @@ def _advice(name: str) -> str:
         near_names += [f"{each}/{match}" for match in difflib.get_close_matches(wanted, names, n=3)]
     if near_names:
         return f"did you mean {', '.join(near_names)}?"
-    return f"expected {', '.join(f'{library}/...' for library in LIBRARIES)}; list_sources() has all names"
+    return f"expected {', '.join(f'{library}/...' for library in LIBRARIES)}; list_sources() has all names."
 
 
 def _from_ours(name: str, model_name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
     if model_name not in models.list_models():
-        raise ValueError(f"build_model: unknown model {name!r}; {_advice(name)}.")
+        raise ValueError(f"build_model: unknown model {name!r}; {_advice(name)}")
     if pretrained:
         raise ValueError(
             f"build_model: {name} comes without weights. Leave pretrained off and fill it with load_weights."
@@ -223,12 +225,13 @@ def _from_ours(name: str, model_name: str, pretrained: bool, arguments: dict[str
 def _from_torchvision(name: str, model_name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
     library = _library("torchvision").models
     if model_name not in library.list_models():
-        raise ValueError(f"build_model: unknown model {name!r}; {_advice(name)}.")
+        raise ValueError(f"build_model: unknown model {name!r}; {_advice(name)}")
     options: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None}
     # Detection and segmentation would download weights for their backbones otherwise.
     if not pretrained and "weights_backbone" in inspect.signature(library.get_model_builder(model_name)).parameters:
         options["weights_backbone"] = None
-    return library.get_model(model_name, **{**options, **arguments})
+    with _fetching(name, lambda: library.get_model_weights(model_name).DEFAULT.url):
+        return library.get_model(model_name, **{**options, **arguments})
 
 
 def _implied_by_weights(model: nn.Module) -> dict[str, Any]:
@@ -244,8 +247,21 @@ def _from_timm(name: str, model_name: str, pretrained: bool, arguments: dict[str
     library = _library("timm")
     # Only what timm has itself: "hf-hub:" and the like would fetch a stranger's configuration.
     if not library.is_model(model_name):
-        raise ValueError(f"build_model: unknown model {name!r}; {_advice(name)}.")
-    return library.create_model(model_name, pretrained=pretrained, **arguments)
+        raise ValueError(f"build_model: unknown model {name!r}; {_advice(name)}")
+    with _fetching(name, lambda: f"https://huggingface.co/{library.get_pretrained_cfg(model_name).hf_hub_id}"):
+        return library.create_model(model_name, pretrained=pretrained, **arguments)
+
+
+@contextlib.contextmanager
+def _fetching(name: str, address: Callable[[], str]) -> Iterator[None]:
+    """Say which weights were to be fetched if they cannot be."""
+    try:
+        yield
+    except OSError as fault:
+        raise OSError(
+            f"build_model: the weights of {name} could not be fetched from {address()} ({str(fault).rstrip('.')}). "
+            "Without a network, get the file elsewhere and give it to load_weights, or as --weights FILE."
+        ) from fault
 
 
 def _from_code(name: str, allow_code: bool, arguments: dict[str, Any]) -> nn.Module:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from shiftnorm.surgery.checkpoint import read_checkpoint, unwrap
+from shiftnorm.surgery.convert import edits_of
 from shiftnorm.surgery.matching import Match, Misfit, match
+from shiftnorm.surgery.save import read_recipe
 
 __all__ = ["LoadReport", "load_weights"]
 
@@ -81,7 +83,7 @@ class LoadReport:
         lines = [f"{self.model}: {self.loaded} of {self.total} tensors from {self.source}{inside}{without}"]
         lines += [f"  warning     {text}" for text in self.warnings]
         lines += [f"  note        {text}" for text in self.notes]
-        lines += [f"  converted   {count} tensors {kinds}" for kinds, count in self.converted.items()]
+        lines += [f"  converted   {_count(count)} {kinds}" for kinds, count in self.converted.items()]
         lines += _rows("renamed", [f"{old} → {new}" for old, new in self.renamed])
         lines += _rows("reshaped", [f"{key} {old} → {new}" for key, old, new in self.reshaped])
         lines += _rows("skipped", [f"{key}: {reason}" for key, reason in self.skipped])
@@ -89,6 +91,10 @@ class LoadReport:
         lines += _rows("missing", self.missing)
         lines += _rows("unexpected", self.unexpected)
         return "\n".join(lines)
+
+
+def _count(tensors: int) -> str:
+    return f"{tensors} tensor{'' if tensors == 1 else 's'}"
 
 
 def _rows(label: str, texts: list[str], most: int = 8) -> list[str]:
@@ -175,8 +181,15 @@ def load_weights(
     kinds = _wrong_kinds(taken.values, targets)
     wrong = misfits or kinds or taken.refused or not taken.values
     if wrong or (strict and (report.missing or report.unexpected)):
+        if is_file and (report.missing or report.unexpected) and _is_converted(Path(path_or_state)):
+            raise ValueError(
+                f"load_weights: {name} is a converted model, whose names {report.model} does not have; give it as "
+                "MODEL (or read it with shiftnorm.surgery.load). Nothing was changed."
+            )
         raise ValueError(_objection(model, report, taken, misfits, kinds))
 
+    if is_file and not edits_of(model) and _is_converted(Path(path_or_state)):
+        report.warnings.append("the file is a converted model, whose conversions are not made here; give it as MODEL")
     _check_numbers(taken.values, targets, report)
     state = OrderedDict({**taken.values, **extra})
     # what was translated has today's form, whatever wrote the file
@@ -187,6 +200,14 @@ def load_weights(
     tensors = [target for target in targets.values() if isinstance(target, Tensor)]
     report.loaded, report.total = len(taken.values), len(tensors)
     return report
+
+
+def _is_converted(path: Path) -> bool:
+    """Whether `save` wrote the file, of a model with edits."""
+    try:
+        return bool(read_recipe(path.expanduser())["edits"])
+    except (ValueError, ModuleNotFoundError):
+        return False  # weights alone; without safetensors, of torch's
 
 
 def _inner(model: nn.Module) -> nn.Module:
@@ -330,4 +351,4 @@ def _check_numbers(values: Mapping[str, Tensor], targets: Mapping[str, Tensor], 
     report.converted = dict(converted)
     if bad:
         shown = ", ".join(bad[:6]) + (f" and {len(bad) - 6} more" if len(bad) > 6 else "")
-        report.warnings.append(f"not all numbers are finite in {len(bad)} tensors: {shown}")
+        report.warnings.append(f"not all numbers are finite in {_count(len(bad))}: {shown}")
