@@ -292,6 +292,14 @@ def _crossnorm(recipe: Any) -> str:
     return f"p {chosen.p:g}, {where}{weight}"
 
 
+def make_corruptions_table() -> str:
+    """The newest record of the corruptions' speed."""
+    import corruptions
+
+    newest = max((ROOT / "benchmarks" / "results" / "corruptions").glob("*.json"))
+    return corruptions.table(corruptions.load(newest)).rstrip()
+
+
 def make_evaluation_table(directory: Path) -> str:
     """The table of networks that were measured under corruption."""
     from evaluation_table import make_table
@@ -336,6 +344,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "models": make_models_table,
     "recipes": make_recipes_table,
     "published": make_published_table,
+    "corruptions": make_corruptions_table,
 }
 
 
