@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -63,6 +64,16 @@ def run(
         return status, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def signals_arrive() -> Iterator[None]:
+    """Let the signals of a terminal arrive, also where the tests were started with them ignored (nohup, &)."""
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -69,6 +69,7 @@ def test_mistakes_are_one_line_and_status_2(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("signals_arrive")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_with_its_status_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
     words = ["train", "small/base", *FAST, "--set", "loop.checkpoint_every=1", "--out", str(tmp_path / "run")]

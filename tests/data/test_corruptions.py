@@ -205,7 +205,7 @@ def test_truncation_keeps_whole_levels() -> None:
 GOOD = torch.zeros(1, 3, 32, 32)
 ERRORS = [
     ((GOOD, "gausian_noise", 1), {}, ValueError, "unknown corruption 'gausian_noise'; did you mean one of gaussian_no"),
-    ((GOOD, "zzz", 1), {}, ValueError, "one of gaussian_noise, shot_noise, .*saturate"),
+    ((GOOD, "zzz", 1), {}, ValueError, "known: gaussian_noise, shot_noise, .*saturate"),
     ((GOOD, "fog", 0), {}, ValueError, "severity must be 1, 2, 3, 4 or 5, got 0"),
     ((GOOD, "fog", 6), {}, ValueError, "got 6"),
     ((GOOD, "fog", 2.0), {}, ValueError, "got 2.0"),

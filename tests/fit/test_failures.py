@@ -22,6 +22,7 @@ resource = pytest.importorskip("resource")
 pytestmark = FORKS
 
 
+@pytest.mark.usefixtures("signals_arrive")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
     def ask(line: str) -> None:
@@ -94,6 +95,7 @@ def test_a_step_that_is_found_bad_late_is_never_saved(
     assert [int(file.name[5:14]) for file in files] == kept
 
 
+@pytest.mark.usefixtures("signals_arrive")
 @pytest.mark.parametrize("moment", ["the last step", "the end of the last epoch"])
 def test_a_signal_in_the_last_moments_ends_the_run_before_it_is_measured(tmp_path: Path, moment: str) -> None:
     def ask(line: str) -> None:
