@@ -100,6 +100,14 @@ def test_the_folder_of_a_recipes_run(run, pets, tmp_path):
     result = Result.load("r")
     assert result.name == "train-small-seed0" and result.settings["normalize"] == "the model's input_normalization"
     one_clear_line(run("evaluate", "train-small-seed0", "--data", pets, "--pretrained"), "is of a run of a recipe")
+    record = tmp_path / "train-small-seed0" / "record.json"
+    record.write_text(json.dumps({"data": {"classes": ["dog", "cat"]}}))  # the network's order, not the folder's
+    assert run("evaluate", "train-small-seed0", "--data", pets, *QUICK, "--out", "s")[0] == 0
+    errors = [Result.load(out).clean.error.value for out in ("r", "s")]
+    assert sum(errors) == pytest.approx(100)
+    record.write_text(json.dumps({"data": {"classes": ["0", "1"]}}))
+    refused = run("evaluate", "train-small-seed0", "--data", pets, *QUICK, "--out", "t")
+    one_clear_line(refused, "not trained on, such as 'cat'")
 
 
 def test_again_measures_nothing_and_other_settings_are_refused(run, pets, monkeypatch):

@@ -167,7 +167,10 @@ def _out(options: argparse.Namespace, name: str, data: str) -> Path:
 
 def _images(options: argparse.Namespace, kind: str, about: dict[str, Any] | None) -> Dataset | CorruptedSet:
     """The images, with the outputs that their classes belong to."""
-    classes = read_classes(options.classes) if options.classes else about["classes"] if about else None
+    if options.classes:
+        classes = read_classes(options.classes)
+    else:
+        classes = about["classes"] if about else _classes_of_run(Path(options.model))
     if kind == "corrupted":
         files = open_files(options)
         return files if classes is None else replace(files, clean=match_classes(files.clean, classes))
@@ -182,6 +185,17 @@ def _images(options: argparse.Namespace, kind: str, about: dict[str, Any] | None
             raise ValueError("evaluate: expected --data, a folder of images or a data set's name, such as cifar10.")
         dataset = open_images(options)
     return dataset if classes is None else match_classes(dataset, classes)
+
+
+def _classes_of_run(model: Path) -> list[str] | None:
+    """The classes that a recipe's run was trained on, from the record beside its network."""
+    from shiftnorm.evaluate.record import read_json
+
+    record = model.with_name("record.json")
+    if model.name != _TRAINED or not record.is_file():
+        return None
+    classes = read_json(record).get("data", {}).get("classes")
+    return None if classes is None else [str(name) for name in classes]
 
 
 def _measure(
