@@ -89,6 +89,19 @@ def test_nested_files_belong_to_the_class(pets: Path) -> None:
     assert (train.labels.bincount() + test.labels.bincount()).tolist() == [10, 10]
 
 
+def test_domains_are_not_taken_for_classes(tmp_path: Path) -> None:
+    for domain in ("amazon", "webcam"):
+        for name in ("bike", "mug"):
+            fill(tmp_path / "office" / domain / name)
+    with pytest.raises(
+        ValueError, match=r"hold the folders bike, mug, .*domains, not classes; pass one of them, such as"
+    ):
+        load_folder(tmp_path / "office")
+    assert load_folder(tmp_path / "office" / "amazon")[0].classes == ("bike", "mug")
+    fill(tmp_path / "office" / "dslr")  # a folder of images of its own: then all are classes
+    assert load_folder(tmp_path / "office")[0].classes == ("amazon", "dslr", "webcam")
+
+
 def test_different_sizes_become_32_and_a_given_size_wins(pets: Path) -> None:
     fill(pets / "dog", 1, (20, 40), first=104)
     train, test, _ = load_folder(pets)

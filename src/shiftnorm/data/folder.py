@@ -56,6 +56,13 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
             f"load_folder: a classifier needs at least two classes, {folder} holds only the folder {only!r}; "
             f"if the classes lie below it, pass {folder / only}"
         )
+    below = [{entry.name for entry in _list(folder / name) if entry.is_dir()} for name in classes]
+    # Classes do not hold the same folders; domains do: they hold the classes.
+    if len(shared := sorted(set.intersection(*below))) > 1:
+        raise ValueError(
+            f"load_folder: all folders of {folder} hold the folders {', '.join(shared[:3])}, ...: they look like "
+            f"domains, not classes; pass one of them, such as {folder / next(iter(classes))}"
+        )
     if empty := [name for name, files in classes.items() if not files]:
         raise ValueError(f"load_folder: no files in the class folders {empty} of {folder}; add images or remove them")
     return classes
