@@ -37,7 +37,9 @@ def test_convert_describe_convert_further_load(run, tmp_path):
     assert (status, err) == (0, "")
     assert "random weights" in out and "ibn_a: 4 changed, 0 left alone; parameters 11,178,051 -> 11,178,051." in out
     assert "layer2.1.bn1  BatchNorm2d -> IBN" in out and "The function moved: max" in out
-    assert "Wrote deep/a.safetensors (44.8 MB)" in out
+    assert "Wrote deep/a.safetensors (44.8 MB)" in out and "say little" not in out
+    _, out, _ = run(*words[:-1], "selfnorm", "--out", "still.safetensors")
+    assert "The function is kept" in out and "Random weights say little of it" in out
 
     status, out, _ = run("describe", "deep/a.safetensors", "--where", "type:IBN")
     assert status == 0 and "shiftnorm/resnet18 with 4 changes" in out

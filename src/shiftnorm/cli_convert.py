@@ -166,6 +166,8 @@ def convert_model(options: argparse.Namespace) -> int:
             print(part)
     if total is not None and len(reports) > 1:
         print(f"All together: {str(total)[0].lower()}{str(total)[1:]}")
+    if total is not None and total.kept and _origin(options).startswith("random"):
+        print("Random weights say little of it: many networks start with the norms of their branches switched off.")
     if not any(reports):
         raise ValueError("convert: nothing changed, see above, so that no file was written.")
     save(model, options.out)
