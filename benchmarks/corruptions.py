@@ -133,7 +133,8 @@ def measured(
         "format": FORMAT,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
-        "command": "python benchmarks/corruptions.py " + " ".join(sys.argv[1:]),
+        "command": "python benchmarks/corruptions.py "
+        + " ".join(Path(word).name if os.sep in word else word for word in sys.argv[1:]),
         "machine": {
             "cpu": cpu_model(),
             "device": "cpu" if on_cpu else torch.cuda.get_device_name(device),
