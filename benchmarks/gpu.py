@@ -194,7 +194,7 @@ def norm_results(
         except Exception as error:  # a candidate that cannot run is a result, and the others still count
             yield {**common, "what": "forward+backward", "error": f"{type(error).__name__}: {error}"[:300]}
         if part == "compiled":
-            torch._dynamo.reset()  # pyright: ignore[reportPrivateUsage]
+            torch._dynamo.reset()
             gc.collect()
 
 
@@ -274,11 +274,11 @@ def torchs(channels: int, dims: int, dtype: str) -> dict[str, Callable[[], nn.Mo
         "GroupNorm": lambda: nn.GroupNorm(groups(channels), channels, dtype=DTYPES[dtype]),
     }
     if find_spec("liger_kernel") is not None:
-        from liger_kernel.transformers.group_norm import LigerGroupNorm  # pyright: ignore[reportMissingImports]
+        from liger_kernel.transformers.group_norm import LigerGroupNorm
 
         found["GroupNorm (Liger)"] = lambda: LigerGroupNorm(channels, groups(channels))
     if find_spec("apex") is not None:
-        from apex.contrib.group_norm import GroupNorm  # pyright: ignore[reportMissingImports]
+        from apex.contrib.group_norm import GroupNorm
 
         found["GroupNorm (apex)"] = lambda: GroupNorm(groups(channels), channels)
     return found

@@ -183,7 +183,7 @@ def measured_config(
             }
         )
     del steps
-    torch._dynamo.reset()  # pyright: ignore[reportPrivateUsage]
+    torch._dynamo.reset()
     gc.collect()
     return {
         "shape": list(shape),

@@ -30,6 +30,7 @@ from torch import nn
 
 from surgery_check import NAMES, Trial
 from surgery_meta import META, try_on_meta
+from surgery_record import read, write
 
 FORMAT = "shiftnorm.surgery/1"
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -187,7 +188,7 @@ def main() -> None:
             counts = Counter(row["outcome"] for row in rows)
             left = (time.perf_counter() - start) / number * (len(jobs) - number) / 60
             print(f"{name}: {dict(counts)} {' | '.join(silent)} ({left:.0f} min left)", flush=True)
-            _write(path, record)
+            write(path, record)
     counts = Counter(row["outcome"] for row in record["rows"])
     silent = sum(bool(row.get("silent")) for row in record["rows"])
     print(f"{dict(counts)}; silent failures: {silent}; record: {path}")
@@ -198,7 +199,7 @@ def _read(path: Path, placements: Sequence[str]) -> dict[str, Any]:
     command = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
     if path.is_file():
-        record = json.loads(path.read_text())
+        record = read(path)
         if record["placements"] == list(placements):
             if commit not in record["commit"].split(", "):  # continued with other code: the record says so
                 record["commit"] += f", {commit}"
@@ -219,16 +220,6 @@ def _read(path: Path, placements: Sequence[str]) -> dict[str, Any]:
         "placements": list(placements),
         "rows": [],
     }
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    record["rows"].sort(key=lambda row: row["model"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(
-        json.dumps(record, indent=None, separators=(",", ":")).replace('},{"model"', '},\n{"model"') + "\n"
-    )
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import bisect
 import inspect
-import json
 import re
 import sys
 from collections import Counter
@@ -103,8 +102,10 @@ def make_placements_table() -> str:
 
 @cache
 def _record_of(suite: str) -> dict[str, Any] | None:
+    import surgery_record
+
     path = SURGERY_RECORDS / f"surgery-{suite}.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return surgery_record.read(path) if path.is_file() else None
 
 
 def _rows_of(suite: str) -> list[dict[str, Any]]:
