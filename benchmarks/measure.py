@@ -8,7 +8,7 @@ import statistics
 import tempfile
 import time
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 Forward = Callable[[Tensor], Tensor]
+RARELY = 4
 
 
 class Step:
@@ -106,16 +107,21 @@ def interleaved(
     min_rounds: int,
     max_rounds: int,
     seconds: float,
+    rarely: Collection[str] = (),
     seed: int = 0,
 ) -> list[dict[str, tuple[float, float]]]:
-    """Rounds in which every step runs once, in an order drawn anew, so that a slow minute slows all of them alike."""
+    """Rounds in which every step runs once, in an order drawn anew, so that a slow minute slows all of them alike.
+
+    After the warm-up, steps named in `rarely` run in one of `RARELY` rounds only, which leaves time for more rounds.
+    """
     order = random.Random(seed)
-    names = list(steps)
     rounds: list[dict[str, tuple[float, float]]] = []
     began = time.perf_counter()
     while len(rounds) < warmup + max_rounds:
         if len(rounds) >= warmup + min_rounds and time.perf_counter() - began > seconds:
             break
+        complete = len(rounds) < warmup or (len(rounds) - warmup) % RARELY == 0
+        names = [name for name in steps if complete or name not in rarely]
         order.shuffle(names)
         rounds.append({name: steps[name]() for name in names})
     return rounds[warmup:]

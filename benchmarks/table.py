@@ -52,6 +52,11 @@ def introduction(record: dict[str, Any]) -> str:
         + ", ".join(f"{row.speedup:g}x for {name}" for name, row in ROWS.items() if row.speedup)
         + f" against the authors' form, and a peak of 2.0 x (at most {PEAK} with the (N, C) tensors).",
     ]
+    if "slow_every" in settings:
+        lines.append(
+            "Plain formulas in eager mode, authors' forms and the rows without targets, which are slow, ran in one of "
+            f"{settings['slow_every']} rounds."
+        )
     if any(settings["malloc"].values()):
         lines.append("The allocator kept freed memory, so that no page faults were timed.")
     if load is not None and load > 0.25 * (machine["cores"] or 1):

@@ -161,6 +161,19 @@ def test_rounds_are_interleaved_and_warm_ups_do_not_count() -> None:
     assert len({"".join(calls[i : i + 3]) for i in range(0, 12, 3)}) > 1
 
 
+def test_slow_steps_run_in_some_rounds_only() -> None:
+    steps = {name: lambda: (1.0, 0.0) for name in "abc"}
+    rounds = measure.interleaved(steps, warmup=2, min_rounds=9, max_rounds=9, seconds=0.0, rarely={"b"})
+    assert [set(each) for each in rounds] == 2 * [set("abc"), set("ac"), set("ac"), set("ac")] + [set("abc")]
+
+
+def test_ratios_are_of_the_rounds_that_hold_both() -> None:
+    rounds = [{"SelfNorm/ours": (1.0, 1.0), "SelfNorm/plain": (4.0, 4.0)}, {"SelfNorm/ours": (9.0, 9.0)}]
+    found = run.ratios(rounds, "SelfNorm", "ours", {"SelfNorm/ours", "SelfNorm/plain"})
+    assert found["to_plain"]["median"] == 0.25
+    assert set(found) == {"to_plain"}
+
+
 def test_spread_is_median_and_quartiles() -> None:
     assert measure.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0}
     assert measure.spread([7.0]) == {"median": 7.0, "q1": 7.0, "q3": 7.0}
