@@ -1,7 +1,8 @@
 """Write the generated parts of README and docs from the records: ``make docs``; ``--check`` only compares.
 
 A page says where a table goes with ``<!-- begin NAME -->`` and ``<!-- end NAME -->``; NAME is one of ``TABLES``, or a
-directory under ``results/`` that holds the records of a comparison or, if its name begins so, of ``evaluate``.
+directory under ``results/`` that holds the records of a comparison or, if its name begins so, of ``evaluate`` or of
+``compare-recipes``.
 """
 
 from __future__ import annotations
@@ -308,6 +309,13 @@ def make_evaluation_table(directory: Path) -> str:
     return make_table(directory)
 
 
+def make_recipe_grid_table(directory: Path) -> str:
+    """The tables of one comparison of recipes."""
+    from recipe_grid_table import make_table
+
+    return make_table(directory)
+
+
 def make_published_table() -> str:
     """What papers print, what others measured again, and what runs of our recipes gave, row by row."""
     from published_table import make_table
@@ -348,17 +356,19 @@ TABLES: dict[str, Callable[[], str]] = {
     "corruptions": make_corruptions_table,
 }
 
+KINDS: dict[str, Callable[[Path], str]] = {"evaluate": make_evaluation_table, "recipes": make_recipe_grid_table}
+
 
 def fill(text: str) -> str:
     """Replace what stands between every pair of markers."""
 
     def replace(match: re.Match[str]) -> str:
         name = match.group(1)
-        directory = ROOT / "results" / name
         if name in TABLES:
             made = TABLES[name]()
         else:
-            made = (make_evaluation_table if name.startswith("evaluate-") else make_comparison_table)(directory)
+            make = KINDS.get(name.partition("-")[0], make_comparison_table)
+            made = make(ROOT / "results" / name)
         return f"<!-- begin {name} -->\n{made}\n<!-- end {name} -->"
 
     return re.sub(r"<!-- begin ([\w.-]+) -->.*?<!-- end \1 -->", replace, text, flags=re.DOTALL)
