@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import math
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -32,11 +33,12 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is, and how long it is measured."""
+    """How large everything is, and how long it is measured: rounds of about ``round_ms`` for each network."""
 
     batch: int = 128
     image: int = 224
     depths: tuple[int, ...] = (3, 4, 6, 3)
+    width: int = 64
     volumes: int = 2
     side: int = 128
     widths: tuple[int, ...] = WIDTHS
@@ -46,17 +48,18 @@ class Sizes:
     cifar_batch: int = 128
     epochs: int = 3
     compiler: str = "inductor"
+    warmups: int = 2
     round_ms: float = 100.0
-    min_rounds: int = 7
+    min_rounds: int = 5
     max_rounds: int = 15
     seconds: float = 20.0
 
 
-# Enough to run every line. aot_eager traces as the compiler does and makes no kernels, which would take minutes.
+# Enough to run every line. The compiler "eager" traces and makes no kernels, which would take minutes.
 QUICK = Sizes(
-    batch=2, image=32, depths=(1, 1, 1, 1), volumes=2, side=8, widths=(4, 8), blocks=(1, 1),
-    cifar_model="shiftnorm/wide_resnet10_1", cifar_images=40, cifar_batch=16, epochs=2, compiler="aot_eager",
-    round_ms=0.0, min_rounds=1, max_rounds=1, seconds=0.0,
+    batch=2, image=32, depths=(1, 1, 1, 1), width=4, volumes=2, side=8, widths=(4, 8), blocks=(1, 1),
+    cifar_model="shiftnorm/wide_resnet10_1", cifar_images=40, cifar_batch=16, epochs=2,
+    compiler="eager", warmups=0, round_ms=0.0, min_rounds=1, max_rounds=1, seconds=0.0,
 )  # fmt: skip
 
 
@@ -120,7 +123,7 @@ def compared(cases: Mapping[str, Case], sizes: Sizes, device: str) -> list[dict[
             step()
             wait(device)
             rows[name]["first_step_s"] = time.perf_counter() - began
-            for _ in range(2):
+            for _ in range(sizes.warmups):
                 step()
             rows[name]["step_bytes"] = step.most_bytes()
             steps[name] = step
@@ -132,7 +135,7 @@ def compared(cases: Mapping[str, Case], sizes: Sizes, device: str) -> list[dict[
     calls = {name: calls_in(step, sizes, device) for name, step in steps.items()}
     rounds = interleaved(
         {name: partial(timed, step, calls[name], device) for name, step in steps.items()},
-        warmup=0 if sizes is QUICK else 1,
+        warmup=min(sizes.warmups, 1),
         min_rounds=sizes.min_rounds,
         max_rounds=sizes.max_rounds,
         seconds=sizes.seconds,
@@ -163,6 +166,8 @@ def share(mine: int | None, theirs: int | None) -> float | None:
 
 def calls_in(step: Step, sizes: Sizes, device: str) -> int:
     """Steps of one round: so many that starting the clock does not show, and the host can run ahead of the device."""
+    if not sizes.round_ms:
+        return 1
     single, _ = timed(step, 1, device)
     return min(max(1, math.ceil(sizes.round_ms / single)), 20)
 
@@ -195,20 +200,28 @@ def release(device: str) -> None:
         torch.cuda.empty_cache()
 
 
+def forget_compiled() -> None:
+    """Let what comes next start without the compiled code of what came before."""
+    if "torch._dynamo" in sys.modules:  # importing it takes seconds
+        torch._dynamo.reset()
+
+
 def graph_breaks() -> int:
     from torch._dynamo.utils import counters
 
     return sum(counters["graph_break"].values())
 
 
-def prepared(model: nn.Module, mode: str, sizes: Sizes, *, ours: bool) -> Callable[..., Any]:
-    """The network as a mode runs it: as it is, with the algebra of our norms compiled, or compiled as a whole."""
+def prepare(model: nn.Module, mode: str, sizes: Sizes, *, ours: bool, dynamic: bool | None = False) -> None:
+    """Let a network run as a mode says: as it is, with the algebra of our norms compiled, or compiled as a whole.
+
+    Several networks are compiled in one process. To Dynamo they are one function that is called with other strides, and
+    left to itself (``dynamic=None``) it would compile all but the first for any size.
+    """
     if mode == "algebra" and ours:
         compile_algebra(model, backend=sizes.compiler)
     if mode == "compiled":
-        # in place, as shiftnorm.tasks does it; sizes are constants, as every batch has the same
-        model.compile(backend=sizes.compiler, dynamic=False)
-    return model
+        model.compile(backend=sizes.compiler, dynamic=dynamic)  # in place, as shiftnorm.tasks does it
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -225,12 +238,17 @@ RESNETS: dict[str, tuple[str, tuple[str, ...], Callable[[nn.Module], object] | N
     "torchvision": ("torchvision", ("plain",), None),
     "torchvision cnsn": ("torchvision", ("torchvision",), lambda model: convert(model, "cnsn")),
 }
-# Each of these takes about a minute to compile.
-RESNETS_COMPILED = ("plain", "cnsn behind bn3", "torchvision", "torchvision cnsn")
+RESNETS_IN = {
+    "eager": tuple(RESNETS),
+    "algebra": ("plain", "cnsn", "cnsn behind bn3", "torchvision", "torchvision cnsn"),
+    "compiled": ("plain", "cnsn behind bn3", "torchvision", "torchvision cnsn"),  # a minute each
+}
 
 
 def resnet_cases(mode: str, layout: str, sizes: Sizes, device: str) -> dict[str, Case]:
-    chosen = RESNETS_COMPILED if mode == "compiled" else tuple(RESNETS)
+    chosen = RESNETS_IN[mode]
+    if sizes is QUICK and mode != "eager":
+        chosen = chosen[-2:]
     return {
         name: Case(name, layout, RESNETS[name][1], partial(_resnet_step, name, mode, layout, sizes, device))
         for name in chosen
@@ -239,25 +257,25 @@ def resnet_cases(mode: str, layout: str, sizes: Sizes, device: str) -> dict[str,
 
 def _resnet_step(name: str, mode: str, layout: str, sizes: Sizes, device: str) -> Step:
     library, _, change = RESNETS[name]
-    model: nn.Module = ResNet(Bottleneck, sizes.depths)
+    model: nn.Module = ResNet(Bottleneck, sizes.depths, width_per_group=sizes.width)
     if library == "torchvision":
         from torchvision.models import resnet
 
-        model = resnet.ResNet(resnet.Bottleneck, list(sizes.depths))
+        model = resnet.ResNet(resnet.Bottleneck, list(sizes.depths), width_per_group=sizes.width)
     if change is not None:
         change(model)
     model = model.to(device).to(memory_format=FORMATS[layout]).train()
     gated = any(isinstance(module, CrossNorm) for module in model.modules())
     # as the authors train: in every other step one layer acts
     controller = CrossNormController(model, active_num=1, p=0.5) if gated else None
-    run = prepared(model, mode, sizes, ours=change is not None)
+    prepare(model, mode, sizes, ours=change is not None)
     images = torch.randn(sizes.batch, 3, sizes.image, sizes.image, device=device).to(memory_format=FORMATS[layout])
     labels = torch.randint(1000, (sizes.batch,), device=device)
 
     def loss() -> Tensor:
         if controller is not None:
             controller.step()
-        return F.cross_entropy(run(images), labels)
+        return F.cross_entropy(model(images), labels)
 
     return Step(loss, sgd(model), device=device, precision="bf16")
 
@@ -283,149 +301,7 @@ def _encoder_step(network: str, mode: str, layout: str, sizes: Sizes, device: st
     if network == "ours":
         model, _ = replace(model, "InstanceNorm", where="type:InstanceNorm3d")
     model = model.to(device).to(memory_format=FORMATS[layout]).train()
-    run = prepared(model, mode, sizes, ours=network == "ours")
+    prepare(model, mode, sizes, ours=network == "ours")
     volumes = torch.randn(sizes.volumes, 1, *(sizes.side,) * 3, device=device).to(memory_format=FORMATS[layout])
     labels = torch.randint(3, (sizes.volumes,), device=device)
-    return Step(lambda: F.cross_entropy(run(volumes), labels), sgd(model), device=device, precision="bf16")
-
-
-CIFAR = {"base": (), "cnsn": ("base",)}
-
-
-def cifar_cases(mode: str, precision: str, sizes: Sizes, device: str) -> dict[str, Case]:
-    return {
-        name: Case(name, "channels_last", against, partial(_cifar_step, name, mode, precision, sizes, device))
-        for name, against in CIFAR.items()
-    }
-
-
-def cifar_recipe(name: str, precision: str, sizes: Sizes, device: str) -> Any:
-    """The recipe of a published training, with other lengths."""
-    from shiftnorm.recipe_tree import override
-    from shiftnorm.train_recipe import load_train_recipe
-
-    changed = [
-        f"model.name={sizes.cifar_model}",
-        f"loop.epochs={sizes.epochs}",
-        f"loop.batch_size={sizes.cifar_batch}",
-        f"loop.precision='{precision}'",
-        f"loop.device={device}",
-    ]
-    return override(load_train_recipe(f"cifar10/wrn40_2/{name}"), changed)
-
-
-@cache
-def cifar_data(count: int) -> Any:
-    """Random images in the form of CIFAR-10's."""
-    from shiftnorm.data import Dataset
-    from shiftnorm.fit.data import FitData
-
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=draw)
-    labels = torch.randint(10, (count,), generator=draw)
-    data = Dataset.of_images("random", images, labels, tuple("0123456789"))
-    return FitData(data, None, data, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-
-def cifar_task(name: str, mode: str, recipe: Any, batches: Any, sizes: Sizes) -> Any:
-    """The Lightning module that ``shiftnorm train`` makes of a recipe."""
-    from shiftnorm.fit.network import build_network
-    from shiftnorm.tasks import Classify
-
-    data = cifar_data(sizes.cifar_images)
-    model = build_network(recipe.model, len(data.train.classes), 32, seed=recipe.loop.seed, say=_silent)
-    prepared(model, mode, sizes, ours=name != "base")
-    return Classify.of(
-        recipe, model, batches_per_epoch=len(batches), mean=data.mean, std=data.std, classes=len(data.train.classes)
-    )
-
-
-def _cifar_step(name: str, mode: str, precision: str, sizes: Sizes, device: str) -> Step:
-    recipe = cifar_recipe(name, precision, sizes, device)
-    batches = cifar_data(sizes.cifar_images).batches(
-        recipe.data, batch_size=sizes.cifar_batch, seed=0, device=torch.device(device), drop_last=True
-    )
-    task = cifar_task(name, mode, recipe, batches, sizes).to(device).train()
-    stream = endless(batches)
-
-    def loss() -> Tensor:
-        images, labels, _ = next(stream)
-        number = task.batches_seen
-        task.batches_seen += 1
-        return task.objective(images, labels, number)[0]
-
-    return Step(loss, task.configure_optimizers()["optimizer"], device=device, precision=precision)
-
-
-def endless(batches: Any) -> Iterator[Sequence[Tensor]]:
-    while True:
-        yield from batches
-
-
-def epoch_rows(mode: str, precision: str, sizes: Sizes, device: str) -> list[dict[str, Any]]:
-    """Whole epochs as ``shiftnorm train`` runs them: trainer, guard, loggers and checkpoints included."""
-    rows: list[dict[str, Any]] = []
-    for name in CIFAR:
-        row: dict[str, Any] = {"network": name, "layout": "channels_last"}
-        try:
-            row |= _epochs(name, mode, precision, sizes, device)
-        except Exception as error:  # as above
-            row["error"] = f"{type(error).__name__}: {error}"[:500]
-        release(device)
-        rows.append(row)
-    return rows
-
-
-def _epochs(name: str, mode: str, precision: str, sizes: Sizes, device: str) -> dict[str, Any]:
-    import tempfile
-    from pathlib import Path
-
-    from lightning import Callback
-
-    from shiftnorm.fit.checkpoints import CheckpointFolder
-    from shiftnorm.fit.engine import make_trainer, settled
-    from shiftnorm.fit.keeping import Keeping
-    from shiftnorm.fit.stopping import StopSignals
-    from shiftnorm.fit.watching import Watching
-
-    class Stamps(Callback):
-        def __init__(self) -> None:
-            self.times: list[float] = []
-
-        def on_train_epoch_start(self, *_: object) -> None:
-            wait(device)
-            self.times.append(time.perf_counter())
-
-        def on_train_end(self, *_: object) -> None:
-            wait(device)
-            self.times.append(time.perf_counter())
-
-    recipe = cifar_recipe(name, precision, sizes, device)
-    loop = recipe.loop
-    with tempfile.TemporaryDirectory() as folder, settled(loop), StopSignals() as stop:
-        batches = cifar_data(sizes.cifar_images).batches(
-            recipe.data, batch_size=loop.batch_size, seed=loop.seed, device=torch.device(device)
-        )
-        task = cifar_task(name, mode, recipe, batches, sizes)
-        watching = Watching(
-            steps=task.steps, epochs=loop.epochs, images_per_batch=loop.batch_size, say=_silent, on_progress=_silent
-        )
-        stamps = Stamps()
-        trainer = make_trainer(
-            loop, Path(folder), CheckpointFolder(Path(folder) / "checkpoints", say=_silent),
-            [watching, Keeping(stop, batches, say=_silent), stamps], device=torch.device(device), say=_silent,
-        )  # fmt: skip
-        trainer.fit(task, batches)
-    # from the start of one epoch to the start of the next: order, checkpoint and logs included; the first one warms up
-    epochs = [later - earlier for earlier, later in zip(stamps.times, stamps.times[1:], strict=False)]
-    return {
-        "steps": len(batches),
-        "first_epoch_s": epochs[0],
-        "epoch_s": spread(epochs[1:]),
-        "epochs": len(epochs) - 1,
-        "finite": all(math.isfinite(loss) for loss in watching.epoch_losses),
-    }
-
-
-def _silent(*_: object) -> None:
-    pass
+    return Step(lambda: F.cross_entropy(model(volumes), labels), sgd(model), device=device, precision="bf16")
