@@ -25,7 +25,6 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 
 from record import RESULTS, save
-from shiftnorm.ops import triton_epilogue as epilogue
 from shiftnorm.ops import triton_passes as passes
 
 FORMAT = "shiftnorm.triton_resources/1"
@@ -84,7 +83,7 @@ def measured(shapes: Sequence[tuple[int, ...]], capability: int) -> dict[str, An
                 for kernel, grid, given, meta in launches(x):
                     rows.append(
                         {
-                            "kernel": kernel.__name__ + ("_masked" if meta.get("MASKED") else ""),
+                            "kernel": name_of(kernel, given, meta),
                             "shape": list(shape),
                             "layout": layout,
                             "dtype": str(dtype).removeprefix("torch."),
@@ -113,12 +112,19 @@ def launches(x: Tensor) -> list[tuple[Any, tuple[int, ...], tuple[Any, ...], dic
     passes.apply(x, row, row, row, wrap=wrap)
     passes.reduce(x, x, row, wrap=wrap)
     passes.combine(x, x, row, row, row, row, wrap=wrap)
-    passes.masked_moments(x, mask, wrap=wrap)
-    passes.masked_combine(x, x, mask, row, row, row, row, wrap=wrap)
-    epilogue.apply(x, row, row, row, x, "relu", wrap=wrap)
-    epilogue.reduce(x, x, row, row, row, x, "relu", wrap=wrap)
-    epilogue.combine(x, x, row, row, row, x, "relu", row, row, wrap=wrap)
+    passes.moments(x, mask, wrap=wrap)
+    passes.combine(x, x, row, row, row, row, mask=mask, wrap=wrap)
+    passes.apply(x, row, row, row, x, "relu", wrap=wrap)
+    passes.reduce(x, x, row, row, row, x, "relu", wrap=wrap)
+    passes.combine(x, x, row, row, row, row, row, x, "relu", wrap=wrap)
     return found
+
+
+def name_of(kernel: Any, given: tuple[Any, ...], meta: dict[str, Any]) -> str:
+    name = str(kernel.__name__)
+    if meta.get("ACTIVATION", "none") != "none":
+        name = name.replace("_tile", "_activated_tile")
+    return name + ("_masked" if any(isinstance(each, Tensor) and each.dtype is torch.bool for each in given) else "")
 
 
 def compiled(kernel: Any, given: tuple[Any, ...], meta: dict[str, Any], capability: int) -> dict[str, Any]:
@@ -133,7 +139,7 @@ def compiled(kernel: Any, given: tuple[Any, ...], meta: dict[str, Any], capabili
         if isinstance(value, Tensor):
             signature[name] = TYPES[value.dtype]
             attributes[(index,)] = [["tt.divisibility", 16]]
-        elif index >= len(given) or value == 1:
+        elif index >= len(given) or value is None or value == 1:
             signature[name] = "constexpr"
             constants[(index,)] = value
         else:

@@ -75,7 +75,7 @@ def test_every_module_can_be_imported_without_triton() -> None:
 import sys
 sys.modules["triton"] = None
 import torch
-from shiftnorm.ops import epilogue, triton_epilogue, triton_kernels, triton_ops, triton_passes
+from shiftnorm.ops import epilogue, triton_kernels, triton_ops, triton_passes
 print(torch.ops.shiftnorm.moments(torch.tensor([[[1.0, 3.0]]])))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -137,7 +137,8 @@ def test_launches_cover_every_element_within_the_limits(shape: tuple[int, ...], 
         x = x.movedim(1, -1).contiguous().movedim(-1, 1)
     view = view_of(x)
     assert view.groups * view.planes * view.places == x.numel()
-    assert (view.planes % view.plane_unit, view.places % view.place_unit) == (0, 0)
+    assert (view.places if view.rows else view.planes) % view.unit == 0
+    strides = (view.places, 1) if view.rows else (1, view.planes)
     for launch in (sum_launch(view), map_launch(view)):
         assert launch.planes & (launch.planes - 1) == launch.places & (launch.places - 1) == 0
         assert 1 <= launch.planes * launch.places <= 4096
@@ -145,7 +146,7 @@ def test_launches_cover_every_element_within_the_limits(shape: tuple[int, ...], 
         assert launch.splits * launch.segment >= view.places > (launch.splits - 1) * launch.segment
         assert programs(view, launch) < 2**31
         # offsets inside a tile are 32-bit
-        assert launch.planes * view.plane_stride + launch.places * view.place_stride < 2**31
+        assert launch.planes * strides[0] + launch.places * strides[1] < 2**31
     assert sum_launch(view).splits <= 256
     assert sum_launch(view).segment % sum_launch(view).places == 0
     assert map_launch(view).segment == map_launch(view).places

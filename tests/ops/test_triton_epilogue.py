@@ -89,12 +89,12 @@ def test_second_derivatives(backend: str, activation: str) -> None:
 
 @runs_kernels
 def test_the_kernel_of_both_paths_equals_the_sum_of_two() -> None:
-    from shiftnorm.ops import triton_epilogue
+    from shiftnorm.ops import triton_passes
     from shiftnorm.ops.triton_backend import TritonBackend
 
     x, residual, g = (random((2, 3, 5, 4), "contiguous") for _ in range(3))
     gain, center, mean, slope, offset = (torch.randn(2, 3).to(DEVICE) for _ in range(5))
-    dx, h = triton_epilogue.combine(g, x, gain, center, mean, residual, "gelu", slope, offset)
+    dx, h = triton_passes.combine(g, x, gain, center, slope, offset, mean, residual, "gelu")
     assert h is not None
     torch.testing.assert_close(dx, TritonBackend().combine(h, x, gain, center, center, slope, offset))
 

@@ -68,7 +68,7 @@ def apply_activated(
     gain, center, mean = (row.to(wide).expand(shape) for row in (affine.gain, m.mean, affine.mean))
     if is_traced(x) or choose(x).name != "triton":
         return _plain(x, gain, center, mean, residual, activation)
-    return _Activated.apply(x, gain, center, mean, residual, activation)  # pyright: ignore  (autograd's stubs have no types for apply)
+    return _Activated.apply(x, gain, center, mean, residual, activation)
 
 
 def _plain(x: Tensor, gain: Tensor, center: Tensor, mean: Tensor, residual: Tensor | None, activation: str) -> Tensor:
@@ -98,11 +98,11 @@ class _Activated(torch.autograd.Function):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (autograd's takes any arguments)
         ctx: Any, x: Tensor, gain: Tensor, center: Tensor, mean: Tensor, residual: Tensor | None, activation: str
     ) -> Tensor:
-        from shiftnorm.ops import triton_epilogue
+        from shiftnorm.ops import triton_passes
 
         ctx.save_for_backward(x, gain, center, mean, residual)
         ctx.activation = activation
-        return triton_epilogue.apply(x, gain, center, mean, residual, activation)
+        return triton_passes.apply(x, gain, center, mean, residual, activation)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  (likewise)
@@ -117,8 +117,9 @@ class _Activated(torch.autograd.Function):
             dx = (as_planes(gain, x) * h).to(x.dtype)
             dresidual = None if residual is None else h.to(residual.dtype)
         else:
-            from shiftnorm.ops import triton_epilogue
+            from shiftnorm.ops import triton_passes
 
-            total, product = triton_epilogue.reduce(g, *given, ctx.activation)
-            dx, dresidual = triton_epilogue.combine(g, *given, ctx.activation)
+            behind = mean, residual, ctx.activation
+            total, product = triton_passes.reduce(g, x, center, gain, *behind)
+            dx, dresidual = triton_passes.combine(g, x, gain, center, None, None, *behind)
         return dx, product, -gain * total, total, dresidual, None

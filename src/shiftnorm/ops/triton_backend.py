@@ -81,8 +81,10 @@ class TritonBackend:
         """Mean and biased variance per plane, (N, C) each.
 
         Example:
-            >>> TritonBackend().moments(torch.ones(1, 1, 3, device="cuda"))  # doctest: +SKIP
-            (tensor([[1.]], device='cuda:0'), tensor([[0.]], device='cuda:0'))
+            >>> from shiftnorm.ops import choose
+            >>> x = torch.tensor([[[1.0, 3.0]]])
+            >>> choose(x).moments(x)  # the backend that takes x: this one where x is on a GPU
+            (tensor([[2.]]), tensor([[1.]]))
         """
         return _passes().moments(x)
 
@@ -90,9 +92,10 @@ class TritonBackend:
         """``gain * (x - center) + mean``, rounded once to x's dtype.
 
         Example:
-            >>> one = torch.ones(1, 1, device="cuda")  # doctest: +SKIP
-            >>> TritonBackend().apply(torch.ones(1, 1, 2, device="cuda"), one, one, one)  # doctest: +SKIP
-            tensor([[[1., 1.]]], device='cuda:0')
+            >>> from shiftnorm.ops import choose
+            >>> x, one = torch.tensor([[[1.0, 3.0]]]), torch.ones(1, 1)
+            >>> choose(x).apply(x, 2 * one, one, 5 * one)  # the backend that takes x
+            tensor([[[5., 9.]]])
         """
         return _passes().apply(x, gain, center, mean)
 
@@ -100,9 +103,10 @@ class TritonBackend:
         """Sum over each plane of g and of ``g * (x - center)``, (N, C) each.
 
         Example:
-            >>> x, zero = torch.ones(1, 1, 2, device="cuda"), torch.zeros(1, 1, device="cuda")  # doctest: +SKIP
-            >>> TritonBackend().reduce(x, x, zero, zero)  # doctest: +SKIP
-            (tensor([[2.]], device='cuda:0'), tensor([[2.]], device='cuda:0'))
+            >>> from shiftnorm.ops import choose
+            >>> g, x, one = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 3.0]]]), torch.ones(1, 1)
+            >>> choose(x).reduce(g, x, 2 * one, one)  # the backend that takes x
+            (tensor([[3.]]), tensor([[1.]]))
         """
         del var
         return _passes().reduce(g, x, center)
@@ -113,20 +117,22 @@ class TritonBackend:
         """``gain * g + slope * (x - center) + offset``: both gradient paths into x at once.
 
         Example:
-            >>> x, one = torch.ones(1, 1, 2, device="cuda"), torch.ones(1, 1, device="cuda")  # doctest: +SKIP
-            >>> TritonBackend().combine(x, x, one, one, one, one, one)  # doctest: +SKIP
-            tensor([[[2., 2.]]], device='cuda:0')
+            >>> from shiftnorm.ops import choose
+            >>> g, x, one = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 3.0]]]), torch.ones(1, 1)
+            >>> choose(x).combine(g, x, one, one, one, one, one)  # the backend that takes x
+            tensor([[[2., 5.]]])
         """
         del var
-        return _passes().combine(g, x, gain, center, slope, offset)
+        return _passes().combine(g, x, gain, center, slope, offset)[0]
 
     def masked_moments(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance of the part of each plane where the mask is nonzero; the rest may be NaN.
 
         Example:
-            >>> x = torch.tensor([[[1.0, 3.0, float("nan")]]], device="cuda")  # doctest: +SKIP
-            >>> TritonBackend().masked_moments(x, x == x)  # doctest: +SKIP
-            (tensor([[2.]], device='cuda:0'), tensor([[1.]], device='cuda:0'))
+            >>> from shiftnorm.ops import moments
+            >>> x = torch.tensor([[[1.0, 3.0, float("nan")]]])
+            >>> moments(x, x == x)[:2]  # by this method where x is on a GPU
+            (tensor([[2.]]), tensor([[1.]]))
 
         Args:
             x: a tensor this backend does not object to.
@@ -135,7 +141,7 @@ class TritonBackend:
         Returns:
             Mean and variance, (N, C); 0 where the mask leaves nothing.
         """
-        return _passes().masked_moments(x, mask)
+        return _passes().moments(x, mask)
 
     def masked_combine(
         self,
@@ -152,12 +158,12 @@ class TritonBackend:
         Both gradient paths of a norm whose moments are masked; with g and gain None only that of the moments.
 
         Example:
-            >>> x = torch.tensor([[[1.0, 3.0]]], device="cuda")  # doctest: +SKIP
-            >>> one = torch.ones(1, 1, device="cuda")  # doctest: +SKIP
-            >>> TritonBackend().masked_combine(None, x, x > 2, None, one, one, one)  # doctest: +SKIP
-            tensor([[[0., 3.]]], device='cuda:0')
+            >>> from shiftnorm.ops import moments
+            >>> x = torch.tensor([[[1.0, 3.0, 8.0]]], requires_grad=True)
+            >>> torch.autograd.grad(moments(x, x < 5).var.sum(), x)  # by this method where x is on a GPU
+            (tensor([[[-1.,  1.,  0.]]]),)
         """
-        return _passes().masked_combine(g, x, mask, gain, center, slope, offset)
+        return _passes().combine(g, x, gain, center, slope, offset, mask=mask)[0]
 
 
 def _described(view: View, launch: Launch) -> str:

@@ -1,10 +1,8 @@
 """The passes over x as Triton kernels; nothing imports this module before a tensor asks for them.
 
-Every kernel sees x as (group, plane, place), see ``triton_launch``: one text serves both memory formats. Sums run in
-float32 in a fixed order, without atomics. Base addresses are 64-bit, offsets inside a tile are 32-bit.
-
-Sizes and strides come divided by a unit that is known when the kernel is compiled: Triton takes a number for a multiple
-of 16 or of nothing, and would load 14 x 14 planes, or 24 channels-last ones, one element at a time.
+Every kernel sees x as (group, plane, place), see ``triton_launch``: one text serves both memory formats. A tensor that
+is not given is None, and what would be done with it is not compiled. Sums run in float32 in a fixed order, without
+atomics.
 """
 
 # pyright: basic, reportGeneralTypeIssues=false, reportArgumentType=false
@@ -13,7 +11,7 @@ of 16 or of nothing, and would load 14 x 14 planes, or 24 channels-last ones, on
 
 from __future__ import annotations
 
-from shiftnorm.ops.triton_place import map_place, sum_place, tl, triton
+from shiftnorm.ops.triton_place import column, in_elements, kept, loaded, mask_of, place_of, split_of, tl, triton
 
 __all__ = ["apply_tile", "combine_tile", "join_moments", "join_sums", "moments_tile", "reduce_tile"]
 
@@ -44,62 +42,42 @@ def moments_tile(
     count_ptr,
     planes,
     length,
-    segment,
+    steps,
     splits,
-    plane_stride,
-    place_stride,
-    channels,
-    mask_stride,
-    PLANE_UNIT: tl.constexpr,
-    PLACE_UNIT: tl.constexpr,
+    rows,
+    sharing,
+    UNIT: tl.constexpr,
+    ROWS: tl.constexpr,
     PLANES: tl.constexpr,
     PLACES: tl.constexpr,
     ONCE: tl.constexpr,
-    STAGES: tl.constexpr,
-    MASKED: tl.constexpr,
-    WHOLE: tl.constexpr,
 ):
-    """Mean and variance of PLANES planes, or with WHOLE false of one segment of each.
+    """Mean and variance of PLANES planes, or with ``anchor_ptr`` of one split of each.
 
-    A segment leaves an element, the mean counted from it, the squared deviations and the count.
+    A split leaves an element, the mean counted from it, the squared deviations and the count.
     """
-    number, at, inside, start, limit, origin, tile = sum_place(
-        planes,
-        length,
-        segment,
-        splits,
-        plane_stride,
-        place_stride,
-        channels,
-        PLANE_UNIT,
-        PLACE_UNIT,
-        PLANES,
-        PLACES,
-        WHOLE,
+    planes, length, plane_stride, place_stride = in_elements(planes, length, UNIT, ROWS)
+    number, inside, split, start, limit, origin, tile = place_of(
+        tl.program_id(0), planes, length, steps, splits, plane_stride, place_stride, PLANES, PLACES
     )
     place = tl.arange(0, PLACES)
-    place_stride = place_stride * PLANE_UNIT
-    x_tile = x_ptr + origin + tile
     # Every lane of the tile keeps a mean of its own (Welford), counted from an element of the plane: differences of
     # neighbours are exact. No element is further from the mean than sqrt(S) standard deviations, so any one will do.
     mean = tl.zeros([PLANES, PLACES], tl.float32)
     spread = tl.zeros([PLANES, PLACES], tl.float32)
-    if MASKED:
+    if mask_ptr is not None:
         seen = tl.zeros([PLANES, PLACES], tl.float32)
         anchor = tl.zeros([PLANES, PLACES], tl.float32)
-        keep = mask_ptr + (number // channels * mask_stride)[:, None] + start + place[None, :]
     else:
         seen = 0.0
-        first = x_ptr + origin + tl.arange(0, PLANES) * (plane_stride * PLACE_UNIT)
-        anchor = tl.load(first, mask=inside, other=0.0).to(tl.float32)[:, None]
+        anchor = column(x_ptr + origin, tl.arange(0, PLANES) * plane_stride, inside).to(tl.float32)
     live = inside[:, None] & (place < limit)[None, :]
-    for step in tl.range(0, 1 if ONCE else tl.cdiv(limit, PLACES), num_stages=STAGES):
+    # Beside a mask, tiles that load ahead would spill.
+    for step in tl.range(0, 1 if ONCE else tl.cdiv(limit, PLACES), num_stages=1 if ONCE or mask_ptr is not None else 3):
         live = inside[:, None] & (place < limit - step * PLACES)[None, :]
-        value = tl.load(x_tile, mask=live, other=0.0).to(tl.float32)
-        x_tile += PLACES * place_stride
-        if MASKED:  # reads all the same: loads that skip single elements are loads of single elements
-            live = live & (tl.load(keep, mask=live, other=0) != 0)
-            keep += PLACES
+        value = loaded(x_ptr, origin, tile, live)
+        if mask_ptr is not None:  # reads all the same: loads that skip single elements are loads of single elements
+            live = live & mask_of(mask_ptr, number, length, start, sharing, live, PLACES)
             value = tl.where(live, value, 0.0)
             anchor = tl.where(live & (seen == 0), value, anchor)
             seen += live.to(tl.float32)
@@ -114,7 +92,9 @@ def moments_tile(
         else:
             mean += delta * share
             spread += delta * (value - mean)
-    if MASKED:
+        origin += PLACES * place_stride
+        start += PLACES
+    if mask_ptr is not None:
         count = seen
         total = tl.sum(count, 1)
         shift = _common(count, anchor, total)
@@ -127,7 +107,8 @@ def moments_tile(
         shift = tl.sum(anchor, 1)
     divisor = tl.maximum(total, 1.0)
     mean, spread = _joined(count, mean, spread, divisor)
-    if WHOLE:
+    at = split * rows + number
+    if anchor_ptr is None:
         tl.store(mean_ptr + at, shift + mean, mask=inside)
         tl.store(spread_ptr + at, tl.math.div_rn(spread, divisor), mask=inside)
     else:
@@ -139,123 +120,151 @@ def moments_tile(
 
 @triton.jit
 def join_moments(
-    partial_anchor_ptr,
-    partial_mean_ptr,
-    partial_spread_ptr,
-    partial_count_ptr,
+    split_mean_ptr,
+    split_spread_ptr,
+    split_anchor_ptr,
+    split_count_ptr,
     mean_ptr,
     var_ptr,
-    channels,
+    rows,
     splits,
     PLANES: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """Mean and variance of PLANES planes of a sample from what their splits left, (N, splits, C)."""
-    pid = tl.program_id(0)
-    blocks = tl.cdiv(channels, PLANES)
-    sample = (pid // blocks).to(tl.int64)
-    plane = (pid % blocks) * PLANES + tl.arange(0, PLANES)
-    split = tl.arange(0, SPLITS)
-    inside = plane < channels
-    live = inside[:, None] & (split < splits)[None, :]
-    at = sample * splits * channels + split[None, :].to(tl.int64) * channels + plane[:, None]
-    anchor = tl.load(partial_anchor_ptr + at, mask=live, other=0.0)
-    mean = tl.load(partial_mean_ptr + at, mask=live, other=0.0)
-    spread = tl.load(partial_spread_ptr + at, mask=live, other=0.0)
-    count = tl.load(partial_count_ptr + at, mask=live, other=0.0)
+    """Mean and variance of PLANES planes from what their splits left."""
+    number, inside, at, live = split_of(rows, splits, PLANES, SPLITS)
+    mean = tl.load(split_mean_ptr + at, mask=live, other=0.0)
+    spread = tl.load(split_spread_ptr + at, mask=live, other=0.0)
+    anchor = tl.load(split_anchor_ptr + at, mask=live, other=0.0)
+    count = tl.load(split_count_ptr + at, mask=live, other=0.0)
     total = tl.sum(count, 1)
     shift = _common(count, anchor, total)
     divisor = tl.maximum(total, 1.0)
     mean, spread = _joined(count, mean + (anchor - shift[:, None]), spread, divisor)
-    tl.store(mean_ptr + sample * channels + plane, shift + mean, mask=inside)
-    tl.store(var_ptr + sample * channels + plane, tl.math.div_rn(spread, divisor), mask=inside)
+    tl.store(mean_ptr + number, shift + mean, mask=inside)
+    tl.store(var_ptr + number, tl.math.div_rn(spread, divisor), mask=inside)
+
+
+@triton.jit
+def _activated(z, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "relu":
+        z = tl.where(z < 0, 0.0, z)
+    elif ACTIVATION == "silu":
+        z = z * tl.sigmoid(z)
+    elif ACTIVATION == "gelu":
+        z = 0.5 * z * (1.0 + tl.math.erf(z * 0.7071067811865476))
+    return z
+
+
+@triton.jit
+def _through(g, z, ACTIVATION: tl.constexpr):
+    """The gradient of the activation's input z, from g, that of its output."""
+    if ACTIVATION == "relu":
+        g = tl.where(z <= 0, 0.0, g)
+    elif ACTIVATION == "silu":
+        share = tl.sigmoid(z)
+        g = g * share * (1.0 + z * (1.0 - share))
+    elif ACTIVATION == "gelu":
+        density = 0.3989422804014327 * tl.exp(-0.5 * z * z)
+        g = g * (0.5 * (1.0 + tl.math.erf(z * 0.7071067811865476)) + z * density)
+    return g
+
+
+@triton.jit
+def _input(x, gain, mean, residual_ptr, origin, tile, live):
+    """The activation's input; x is counted from its center."""
+    z = gain * x + mean
+    if residual_ptr is not None:
+        z += loaded(residual_ptr, origin, tile, live)
+    return z
+
+
+@triton.jit
+def _gradient(g_ptr, x, gain, mean, residual_ptr, origin, tile, live, ACTIVATION: tl.constexpr):
+    """The gradient of the activation's input, which is computed again: nothing of x's size is kept for it."""
+    g = loaded(g_ptr, origin, tile, live)
+    if ACTIVATION != "none":
+        z = _input(x, gain, mean, residual_ptr, origin, tile, live)
+        g = tl.where(live, _through(g, z, ACTIVATION), 0.0)
+    return g
 
 
 @triton.jit
 def reduce_tile(
     g_ptr,
     x_ptr,
+    residual_ptr,
     center_ptr,
+    gain_ptr,
+    mean_ptr,
     total_ptr,
     product_ptr,
     planes,
     length,
-    segment,
+    steps,
     splits,
-    plane_stride,
-    place_stride,
-    channels,
-    PLANE_UNIT: tl.constexpr,
-    PLACE_UNIT: tl.constexpr,
+    rows,
+    UNIT: tl.constexpr,
+    ROWS: tl.constexpr,
     PLANES: tl.constexpr,
     PLACES: tl.constexpr,
     ONCE: tl.constexpr,
-    STAGES: tl.constexpr,
-    WHOLE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
 ):
-    """Sums of g and of ``g * (x - center)`` over PLANES planes, or over one segment of each."""
-    number, at, inside, _start, limit, origin, tile = sum_place(
-        planes,
-        length,
-        segment,
-        splits,
-        plane_stride,
-        place_stride,
-        channels,
-        PLANE_UNIT,
-        PLACE_UNIT,
-        PLANES,
-        PLACES,
-        WHOLE,
+    """Sums of h and of ``h * (x - center)`` over PLANES planes or one split of each.
+
+    h is g, or in front of an activation the gradient of ``gain * (x - center) + mean + residual``.
+    """
+    planes, length, plane_stride, place_stride = in_elements(planes, length, UNIT, ROWS)
+    number, inside, split, _start, limit, origin, tile = place_of(
+        tl.program_id(0), planes, length, steps, splits, plane_stride, place_stride, PLANES, PLACES
     )
-    place = tl.arange(0, PLACES)
-    place_stride = place_stride * PLANE_UNIT
-    g_tile = g_ptr + origin + tile
-    x_tile = x_ptr + origin + tile
-    center = tl.load(center_ptr + number, mask=inside, other=0.0)[:, None]
+    center = column(center_ptr, number, inside)
+    gain = column(gain_ptr, number, inside)
+    mean = column(mean_ptr, number, inside)
     total = tl.zeros([PLANES, PLACES], tl.float32)
     product = tl.zeros([PLANES, PLACES], tl.float32)
-    for step in tl.range(0, 1 if ONCE else tl.cdiv(limit, PLACES), num_stages=STAGES):
-        live = inside[:, None] & (place < limit - step * PLACES)[None, :]
-        g = tl.load(g_tile, mask=live, other=0.0).to(tl.float32)
-        x = tl.load(x_tile, mask=live, other=0.0).to(tl.float32)
-        total += g
-        product += tl.where(live, g * (x - center), 0.0)
-        g_tile += PLACES * place_stride
-        x_tile += PLACES * place_stride
+    for step in tl.range(0, 1 if ONCE else tl.cdiv(limit, PLACES), num_stages=1 if ONCE else 3):
+        live = inside[:, None] & (tl.arange(0, PLACES) < limit - step * PLACES)[None, :]
+        x = loaded(x_ptr, origin, tile, live) - center
+        h = _gradient(g_ptr, x, gain, mean, residual_ptr, origin, tile, live, ACTIVATION)
+        total += h
+        product += tl.where(live, h * x, 0.0)
+        origin += PLACES * place_stride
+    at = split * rows + number
     tl.store(total_ptr + at, tl.sum(total, 1), mask=inside)
     tl.store(product_ptr + at, tl.sum(product, 1), mask=inside)
 
 
 @triton.jit
 def join_sums(
-    partial_total_ptr,
-    partial_product_ptr,
+    split_total_ptr,
+    split_product_ptr,
     total_ptr,
     product_ptr,
-    channels,
+    rows,
     splits,
     PLANES: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """The two sums of PLANES planes of a sample from those of their splits, (N, splits, C)."""
-    pid = tl.program_id(0)
-    blocks = tl.cdiv(channels, PLANES)
-    sample = (pid // blocks).to(tl.int64)
-    plane = (pid % blocks) * PLANES + tl.arange(0, PLANES)
-    split = tl.arange(0, SPLITS)
-    inside = plane < channels
-    live = inside[:, None] & (split < splits)[None, :]
-    at = sample * splits * channels + split[None, :].to(tl.int64) * channels + plane[:, None]
-    total = tl.sum(tl.load(partial_total_ptr + at, mask=live, other=0.0), 1)
-    product = tl.sum(tl.load(partial_product_ptr + at, mask=live, other=0.0), 1)
-    tl.store(total_ptr + sample * channels + plane, total, mask=inside)
-    tl.store(product_ptr + sample * channels + plane, product, mask=inside)
+    """The two sums of PLANES planes from those of their splits."""
+    number, inside, at, live = split_of(rows, splits, PLANES, SPLITS)
+    total = tl.sum(tl.load(split_total_ptr + at, mask=live, other=0.0), 1)
+    product = tl.sum(tl.load(split_product_ptr + at, mask=live, other=0.0), 1)
+    tl.store(total_ptr + number, total, mask=inside)
+    tl.store(product_ptr + number, product, mask=inside)
+
+
+@triton.jit
+def _last_first():
+    """Programs of a map take the last tiles first, which the pass before has left in the cache."""
+    return tl.num_programs(0) - 1 - tl.program_id(0)
 
 
 @triton.jit
 def apply_tile(
     x_ptr,
+    residual_ptr,
     gain_ptr,
     center_ptr,
     mean_ptr,
@@ -263,23 +272,23 @@ def apply_tile(
     planes,
     length,
     splits,
-    plane_stride,
-    place_stride,
-    PLANE_UNIT: tl.constexpr,
-    PLACE_UNIT: tl.constexpr,
+    UNIT: tl.constexpr,
+    ROWS: tl.constexpr,
     PLANES: tl.constexpr,
     PLACES: tl.constexpr,
+    ACTIVATION: tl.constexpr,
 ):
-    """``gain * (x - center) + mean`` on one tile."""
-    number, inside, live, _start, origin, tile = map_place(
-        planes, length, splits, plane_stride, place_stride, PLANE_UNIT, PLACE_UNIT, PLANES, PLACES
+    """``activation(gain * (x - center) + mean + residual)`` on one tile."""
+    planes, length, plane_stride, place_stride = in_elements(planes, length, UNIT, ROWS)
+    number, inside, _split, _start, limit, origin, tile = place_of(
+        _last_first(), planes, length, 1, splits, plane_stride, place_stride, PLANES, PLACES
     )
-    x = tl.load(x_ptr + origin + tile, mask=live, other=0.0).to(tl.float32)
-    gain = tl.load(gain_ptr + number, mask=inside, other=0.0)[:, None]
-    center = tl.load(center_ptr + number, mask=inside, other=0.0)[:, None]
-    mean = tl.load(mean_ptr + number, mask=inside, other=0.0)[:, None]
-    y = gain * (x - center) + mean
-    tl.store(y_ptr + origin + tile, y.to(y_ptr.dtype.element_ty), mask=live)
+    live = inside[:, None] & (tl.arange(0, PLACES) < limit)[None, :]
+    x = loaded(x_ptr, origin, tile, live) - column(center_ptr, number, inside)
+    gain = column(gain_ptr, number, inside)
+    mean = column(mean_ptr, number, inside)
+    z = _input(x, gain, mean, residual_ptr, origin, tile, live)
+    kept(y_ptr, _activated(z, ACTIVATION), origin, tile, live)
 
 
 @triton.jit
@@ -287,39 +296,42 @@ def combine_tile(
     g_ptr,
     x_ptr,
     mask_ptr,
-    gain_ptr,
+    residual_ptr,
     center_ptr,
+    gain_ptr,
+    mean_ptr,
     slope_ptr,
     offset_ptr,
     dx_ptr,
+    dresidual_ptr,
     planes,
     length,
     splits,
-    plane_stride,
-    place_stride,
-    channels,
-    mask_stride,
-    PLANE_UNIT: tl.constexpr,
-    PLACE_UNIT: tl.constexpr,
+    sharing,
+    UNIT: tl.constexpr,
+    ROWS: tl.constexpr,
     PLANES: tl.constexpr,
     PLACES: tl.constexpr,
-    HAS_G: tl.constexpr,
-    MASKED: tl.constexpr,
+    ACTIVATION: tl.constexpr,
 ):
-    """``gain * g + slope * (x - center) + offset`` on one tile; MASKED keeps the last two to where the mask is set."""
-    number, inside, live, start, origin, tile = map_place(
-        planes, length, splits, plane_stride, place_stride, PLANE_UNIT, PLACE_UNIT, PLANES, PLACES
+    """``gain * h + slope * (x - center) + offset`` on one tile, h being that of ``reduce_tile``; and h itself.
+
+    Without g, or without slope and offset, it is the rest alone; these two keep to where the mask is set.
+    """
+    planes, length, plane_stride, place_stride = in_elements(planes, length, UNIT, ROWS)
+    number, inside, _split, start, limit, origin, tile = place_of(
+        _last_first(), planes, length, 1, splits, plane_stride, place_stride, PLANES, PLACES
     )
-    center = tl.load(center_ptr + number, mask=inside, other=0.0)[:, None]
-    slope = tl.load(slope_ptr + number, mask=inside, other=0.0)[:, None]
-    offset = tl.load(offset_ptr + number, mask=inside, other=0.0)[:, None]
-    x = tl.load(x_ptr + origin + tile, mask=live, other=0.0).to(tl.float32)
-    dx = slope * (x - center) + offset
-    if MASKED:
-        keep = mask_ptr + (number // channels * mask_stride)[:, None] + start + tl.arange(0, PLACES)[None, :]
-        dx = tl.where(tl.load(keep, mask=live, other=0) != 0, dx, 0.0)
-    if HAS_G:
-        g = tl.load(g_ptr + origin + tile, mask=live, other=0.0).to(tl.float32)
-        gain = tl.load(gain_ptr + number, mask=inside, other=0.0)[:, None]
-        dx += gain * g
-    tl.store(dx_ptr + origin + tile, dx.to(dx_ptr.dtype.element_ty), mask=live)
+    live = inside[:, None] & (tl.arange(0, PLACES) < limit)[None, :]
+    x = loaded(x_ptr, origin, tile, live) - column(center_ptr, number, inside)
+    dx = column(slope_ptr, number, inside) * x + column(offset_ptr, number, inside)
+    if mask_ptr is not None:
+        dx = tl.where(mask_of(mask_ptr, number, length, start, sharing, live, PLACES), dx, 0.0)
+    if g_ptr is not None:
+        gain = column(gain_ptr, number, inside)
+        mean = column(mean_ptr, number, inside)
+        h = _gradient(g_ptr, x, gain, mean, residual_ptr, origin, tile, live, ACTIVATION)
+        dx = gain * h if slope_ptr is None else dx + gain * h
+        if dresidual_ptr is not None:
+            kept(dresidual_ptr, h, origin, tile, live)
+    kept(dx_ptr, dx, origin, tile, live)

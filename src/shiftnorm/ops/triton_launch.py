@@ -31,37 +31,33 @@ _LARGE_TILE = 4096
 _SMALL_TILE = 512
 # A program that walks so few tiles is not worth a second launch that joins splits.
 _SHORT = 4
-# Tiles on their way from memory while one is summed, where a program walks over several.
-_STAGES = 3
 # Side of a channels-last tile along the channels: full 128-byte lines.
 _CHANNELS = 64
 
 
 class View(NamedTuple):
-    """x as (group, plane, place): sizes, strides in elements, and what planes and places are multiples of, up to 16.
+    """x as (group, plane, place): sizes; whether places lie side by side, or planes; what, up to 16, divides those.
 
     Example:
         >>> import torch
         >>> view_of(torch.zeros(2, 3, 4, 5))
-        View(groups=1, planes=6, places=20, plane_stride=20, place_stride=1, plane_unit=1, place_unit=4)
+        View(groups=1, planes=6, places=20, rows=True, unit=4)
     """
 
     groups: int
     planes: int
     places: int
-    plane_stride: int
-    place_stride: int
-    plane_unit: int
-    place_unit: int
+    rows: bool
+    unit: int
 
 
 class Launch(NamedTuple):
-    """One launch: the tile of a program, its warps, how the places of a plane are cut, and tiles loaded ahead.
+    """One launch: the tile of a program, its warps, and how the places of a plane are cut.
 
     Example:
         >>> import torch
         >>> sum_launch(view_of(torch.zeros(1, 1, 1 << 20)))
-        Launch(planes=1, places=2048, warps=4, segment=4096, splits=256, stages=3)
+        Launch(planes=1, places=2048, warps=4, segment=4096, splits=256)
     """
 
     planes: int
@@ -69,7 +65,6 @@ class Launch(NamedTuple):
     warps: int
     segment: int
     splits: int
-    stages: int = 1
 
     @property
     def is_single(self) -> bool:
@@ -89,12 +84,12 @@ def view_of(x: Tensor) -> View:
     Example:
         >>> import torch
         >>> view_of(torch.zeros(2, 3, 4, 5).contiguous(memory_format=torch.channels_last))
-        View(groups=2, planes=3, places=20, plane_stride=1, place_stride=3, plane_unit=1, place_unit=1)
+        View(groups=2, planes=3, places=20, rows=False, unit=1)
     """
     n, c, size = int(x.shape[0]), int(x.shape[1]), int(elements_per_plane(x))  # a compiler's symbols become numbers
     if x.is_contiguous():
-        return View(1, n * c, size, size, 1, 1, math.gcd(size, 16))
-    return View(n, c, size, 1, c, math.gcd(c, 16), 1)
+        return View(1, n * c, size, True, math.gcd(size, 16))
+    return View(n, c, size, False, math.gcd(c, 16))
 
 
 def sum_launch(view: View) -> Launch:
@@ -103,11 +98,11 @@ def sum_launch(view: View) -> Launch:
     Example:
         >>> import torch
         >>> sum_launch(view_of(torch.zeros(32, 64, 56, 56)))  # a plane fits on chip
-        Launch(planes=1, places=4096, warps=8, segment=4096, splits=1, stages=1)
+        Launch(planes=1, places=4096, warps=8, segment=4096, splits=1)
         >>> sum_launch(view_of(torch.zeros(64, 512, 7, 7)))
-        Launch(planes=16, places=64, warps=4, segment=64, splits=1, stages=1)
+        Launch(planes=16, places=64, warps=4, segment=64, splits=1)
     """
-    return _sum_launch(view.groups, view.planes, view.places, view.place_stride == 1)
+    return _sum_launch(view.groups, view.planes, view.places, view.rows)
 
 
 def map_launch(view: View) -> Launch:
@@ -116,9 +111,9 @@ def map_launch(view: View) -> Launch:
     Example:
         >>> import torch
         >>> map_launch(view_of(torch.zeros(32, 64, 56, 56)))
-        Launch(planes=1, places=2048, warps=4, segment=2048, splits=2, stages=1)
+        Launch(planes=1, places=2048, warps=4, segment=2048, splits=2)
     """
-    return _map_launch(view.planes, view.places, view.place_stride == 1)
+    return _map_launch(view.planes, view.places, view.rows)
 
 
 def programs(view: View, launch: Launch) -> int:
@@ -143,7 +138,7 @@ def _sum_launch(groups: int, planes: int, places: int, rows: bool) -> Launch:
     if pieces <= (_SHORT if columns < _ENOUGH // 4 else 2 * _SHORT):  # over before a second launch had begun
         wanted = 1
     segment = _ceil(pieces, wanted) * tile[1]
-    return Launch(*tile, segment, _ceil(places, segment), 1 if segment <= tile[1] else _STAGES)
+    return Launch(*tile, segment, _ceil(places, segment))
 
 
 @lru_cache(maxsize=4096)

@@ -96,7 +96,7 @@ def combine(g: Tensor, x: Tensor, gain: Tensor, center: Tensor, slope: Tensor, o
         return _eager.combine(g, x, gain, center, center, slope, offset)
     from shiftnorm.ops import triton_passes
 
-    return triton_passes.combine(g, x, gain, center, slope, offset, wrap=wrap_triton)
+    return triton_passes.combine(g, x, gain, center, slope, offset, wrap=wrap_triton)[0]
 
 
 @moments.register_fake

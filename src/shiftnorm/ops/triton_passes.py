@@ -1,4 +1,4 @@
-"""What launches the Triton kernels: the four passes and the masked ones, on tensors that the backend has let through.
+"""What launches the Triton kernels, on tensors that the backend has let through.
 
 ``wrap`` is ``torch.library.wrap_triton`` where a compiler or exporter looks on.
 """
@@ -27,189 +27,165 @@ def _bare(kernel: Any) -> Any:
     return kernel
 
 
-def moments(x: Tensor, *, wrap: Wrap = _bare) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per plane, (N, C) float32 each: one read of x."""
-    return _moments(x, None, wrap)
+def moments(x: Tensor, mask: Tensor | None = None, *, wrap: Wrap = _bare) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per plane, (N, C) float32 each: one read of x.
 
-
-def masked_moments(x: Tensor, mask: Tensor, *, wrap: Wrap = _bare) -> tuple[Tensor, Tensor]:
-    """As :func:`moments`, of the places where mask, (N or 1, 1, *), is nonzero; the rest may hold anything.
-
-    A plane without any gets mean 0 and variance 0.
+    With a mask, (N or 1, 1, *), of the places where it is nonzero; the rest may hold anything, and a plane without any
+    gets mean 0 and variance 0.
     """
-    return _moments(x, _places(mask, x), wrap)
+    places, sharing = _places(mask, x)
+    return _sums(x, kernels.moments_tile, (x, places), kernels.join_moments, 4, wrap, sharing)
 
 
-def apply(x: Tensor, gain: Tensor, center: Tensor, mean: Tensor, *, wrap: Wrap = _bare) -> Tensor:
-    """``gain * (x - center) + mean``: one read and one write."""
-    y = torch.empty_like(x)
-    grid, sizes, constants = _map_arguments(view_of(x))
-    with torch.cuda.device_of(x):
-        wrap(kernels.apply_tile)[grid](x, *_coefficients(x, gain, center, mean), y, *sizes, **constants)
-    return y
-
-
-def reduce(g: Tensor, x: Tensor, center: Tensor, *, wrap: Wrap = _bare) -> tuple[Tensor, Tensor]:
-    """Sum over each plane of g and of ``g * (x - center)``, (N, C) float32 each: one read of each."""
-    g, (center,) = _like(g, x), _coefficients(x, center)
-    grid, sizes, constants, splits = _sum_arguments(view_of(x))
-    channels = x.shape[1]
-    total, product = _rows(x, 2, splits)
-    with torch.cuda.device_of(x):
-        wrap(kernels.reduce_tile)[grid](g, x, center, total, product, *sizes, channels, **constants)
-        if splits == 1:
-            return total, product
-        joined = _rows(x, 2)
-        grid, constants = _joining(x, splits)
-        wrap(kernels.join_sums)[grid](total, product, *joined, channels, splits, **constants)
-    return joined[0], joined[1]
-
-
-def combine(
-    g: Tensor, x: Tensor, gain: Tensor, center: Tensor, slope: Tensor, offset: Tensor, *, wrap: Wrap = _bare
-) -> Tensor:
-    """``gain * g + slope * (x - center) + offset``: two reads and one write."""
-    return _combine(g, x, None, gain, center, slope, offset, wrap)
-
-
-def masked_combine(
-    g: Tensor | None,
+def apply(
     x: Tensor,
-    mask: Tensor,
-    gain: Tensor | None,
+    gain: Tensor,
     center: Tensor,
-    slope: Tensor,
-    offset: Tensor,
+    mean: Tensor,
+    residual: Tensor | None = None,
+    activation: str = "none",
     *,
     wrap: Wrap = _bare,
 ) -> Tensor:
-    """As :func:`combine` with slope and offset acting where mask is nonzero; g None is zero."""
-    return _combine(g, x, _places(mask, x), gain, center, slope, offset, wrap)
+    """``activation(gain * (x - center) + mean + residual)``: one read, with a residual two, and one write."""
+    y = torch.empty_like(x)
+    rows = _coefficients(x, gain, center, mean)
+    _map(x, kernels.apply_tile, (x, _like(residual, x), *rows, y), wrap, ACTIVATION=activation)
+    return y
 
 
-def _moments(x: Tensor, mask: Tensor | None, wrap: Wrap) -> tuple[Tensor, Tensor]:
-    grid, sizes, constants, splits = _sum_arguments(view_of(x))
-    if mask is not None:
-        constants = {**constants, "STAGES": 1}  # loading ahead would spill
-    channels = x.shape[1]
-    mean, spread = _rows(x, 2, splits)
-    anchor, count = (mean, mean) if splits == 1 else _rows(x, 2, splits)
-    with torch.cuda.device_of(x):
-        wrap(kernels.moments_tile)[grid](
-            *(x, x if mask is None else mask, mean, spread, anchor, count),
-            *sizes,
-            *(channels, _mask_stride(mask)),
-            **constants,
-            MASKED=mask is not None,
-        )
-        if splits == 1:
-            return mean, spread
-        joined = _rows(x, 2)
-        grid, constants = _joining(x, splits)
-        wrap(kernels.join_moments)[grid](anchor, mean, spread, count, *joined, channels, splits, **constants)
-    return joined[0], joined[1]
+def reduce(
+    g: Tensor,
+    x: Tensor,
+    center: Tensor,
+    gain: Tensor | None = None,
+    mean: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    *,
+    wrap: Wrap = _bare,
+) -> tuple[Tensor, Tensor]:
+    """Sum over each plane of h and of ``h * (x - center)``, (N, C) float32 each: one read of every tensor.
+
+    h is g, or, where :func:`apply` had an activation, the gradient of what it took; gain, mean and residual are for
+    this alone.
+    """
+    if activation == "none":
+        gain = mean = residual = None
+    tensors = (_like(g, x), x, _like(residual, x), *_coefficients(x, center, gain, mean))
+    return _sums(x, kernels.reduce_tile, tensors, kernels.join_sums, 2, wrap, ACTIVATION=activation)
 
 
-def _combine(
+def combine(
     g: Tensor | None,
     x: Tensor,
-    mask: Tensor | None,
     gain: Tensor | None,
     center: Tensor,
-    slope: Tensor,
-    offset: Tensor,
-    wrap: Wrap,
-) -> Tensor:
+    slope: Tensor | None,
+    offset: Tensor | None,
+    mean: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    *,
+    mask: Tensor | None = None,
+    wrap: Wrap = _bare,
+) -> tuple[Tensor, Tensor | None]:
+    """``gain * h + slope * (x - center) + offset`` and, with a residual, h: one read and one write of each.
+
+    h is that of :func:`reduce`. g and gain may be None, or slope and offset; these two act where the mask is nonzero.
+    """
     dx = torch.empty_like(x)
-    has_g = g is not None
-    g = x if g is None else _like(g, x)
-    gain, center, slope, offset = _coefficients(x, center if gain is None else gain, center, slope, offset)
-    grid, sizes, constants = _map_arguments(view_of(x))
+    dresidual = None if residual is None else torch.empty_like(x, dtype=residual.dtype)
+    if activation == "none":
+        mean = residual = None
+    places, sharing = _places(mask, x)
+    rows = _coefficients(x, center, gain, mean, slope, offset)
+    tensors = (_like(g, x), x, places, _like(residual, x), *rows, dx, dresidual)
+    _map(x, kernels.combine_tile, tensors, wrap, sharing, ACTIVATION=activation)
+    return dx, dresidual
+
+
+def _map(
+    x: Tensor, kernel: Any, tensors: tuple[Tensor | None, ...], wrap: Wrap, *numbers: int, **constants: str
+) -> None:
+    """Launch a kernel that takes x element by element."""
+    view = view_of(x)
+    launch = map_launch(view)
+    grid, sizes, tile = _arguments(view, launch)
     with torch.cuda.device_of(x):
-        wrap(kernels.combine_tile)[grid](
-            *(g, x, x if mask is None else mask),
-            *(gain, center, slope, offset, dx),
-            *sizes,
-            *(x.shape[1], _mask_stride(mask)),
-            **constants,
-            HAS_G=has_g,
-            MASKED=mask is not None,
-        )
-    return dx
+        wrap(kernel)[grid](*tensors, *sizes, launch.splits, *numbers, **tile, **constants)
 
 
-def _rows(x: Tensor, count: int, splits: int = 1) -> list[Tensor]:
-    n, c = x.shape[:2]
-    shape = (n, c) if splits == 1 else (n, splits, c)
+def _sums(
+    x: Tensor,
+    kernel: Any,
+    tensors: tuple[Tensor | None, ...],
+    join: Any,
+    left: int,
+    wrap: Wrap,
+    *numbers: int,
+    **constants: str,
+) -> tuple[Tensor, Tensor]:
+    """Launch a kernel that sums over planes; where these are split, also the one that joins what each split left."""
+    view = view_of(x)
+    launch = sum_launch(view)
+    grid, sizes, tile = _arguments(view, launch)
+    rows, splits = view.groups * view.planes, launch.splits
+    results = _empty(2, x.shape[:2], x)
+    parts = [*results, *[None] * (left - 2)] if splits == 1 else _empty(left, (splits, *x.shape[:2]), x)
+    sizes = (*sizes, launch.segment // launch.places, splits, rows)
+    with torch.cuda.device_of(x):
+        wrap(kernel)[grid](*tensors, *parts, *sizes, *numbers, **tile, ONCE=launch.is_single, **constants)
+        if splits > 1:
+            grid, tile = _joining(rows, splits)
+            wrap(join)[grid](*parts, *results, rows, splits, **tile)
+    return results[0], results[1]
+
+
+def _empty(count: int, shape: tuple[int, ...], x: Tensor) -> list[Tensor]:
     return [torch.empty(shape, dtype=torch.float32, device=x.device) for _ in range(count)]
 
 
 @lru_cache(maxsize=4096)
-def _sum_arguments(view: View) -> tuple[tuple[int], tuple[int, ...], dict[str, Any], int]:
-    """Grid, sizes, constants and splits."""
-    launch = sum_launch(view)
-    planes, places, *strides = _in_units(view)
-    constants = {"ONCE": launch.is_single, "STAGES": launch.stages, "WHOLE": launch.splits == 1}
-    sizes = (planes, places, launch.segment, launch.splits, *strides)
-    return (programs(view, launch),), sizes, _tile(view, launch) | constants, launch.splits
+def _arguments(view: View, launch: Launch) -> tuple[tuple[int], tuple[int, int], dict[str, Any]]:
+    """Grid, sizes in units, and the constants of a tile."""
+    unit = (1, view.unit) if view.rows else (view.unit, 1)
+    tile = {"UNIT": view.unit, "ROWS": view.rows, "PLANES": launch.planes, "PLACES": launch.places}
+    sizes = view.planes // unit[0], view.places // unit[1]
+    return (programs(view, launch),), sizes, {**tile, "num_warps": launch.warps}
 
 
-@lru_cache(maxsize=4096)
-def _map_arguments(view: View) -> tuple[tuple[int], tuple[int, ...], dict[str, Any]]:
-    """Grid, sizes and constants."""
-    launch = map_launch(view)
-    planes, places, *strides = _in_units(view)
-    return (programs(view, launch),), (planes, places, launch.splits, *strides), _tile(view, launch)
-
-
-def _in_units(view: View) -> tuple[int, int, int, int]:
-    plane_unit, place_unit = view.plane_unit, view.place_unit
-    return (
-        *(view.planes // plane_unit, view.places // place_unit),
-        *(view.plane_stride // place_unit, view.place_stride // plane_unit),
-    )
-
-
-def _tile(view: View, launch: Launch) -> dict[str, Any]:
-    return {
-        "PLANE_UNIT": view.plane_unit,
-        "PLACE_UNIT": view.place_unit,
-        "PLANES": launch.planes,
-        "PLACES": launch.places,
-        "num_warps": launch.warps,
-    }
-
-
-def _joining(x: Tensor, splits: int) -> tuple[tuple[int], dict[str, Any]]:
+def _joining(rows: int, splits: int) -> tuple[tuple[int], dict[str, Any]]:
     width = 1 << (splits - 1).bit_length()
-    planes = min(max(_JOINED // width, 4), 1 << (int(x.shape[1]) - 1).bit_length(), 32)
-    return (int(x.shape[0]) * -(-int(x.shape[1]) // planes),), {"PLANES": planes, "SPLITS": width}
+    planes = min(max(_JOINED // width, 4), 1 << (rows - 1).bit_length(), 32)
+    return (-(-rows // planes),), {"PLANES": planes, "SPLITS": width}
 
 
-def _mask_stride(mask: Tensor | None) -> int:
-    return 0 if mask is None or mask.shape[0] == 1 else mask.shape[1]
-
-
-def _coefficients(x: Tensor, *coefficients: Tensor) -> list[Tensor]:
+def _coefficients(x: Tensor, *coefficients: Tensor | None) -> list[Tensor | None]:
     # The kernels believe what they are told: any other dtype or shape would be read past its end.
     shape = x.shape[:2]
     return [
         row
-        if row.dtype is torch.float32 and row.shape == shape and row.is_contiguous()
+        if row is None or (row.dtype is torch.float32 and row.shape == shape and row.is_contiguous())
         else row.to(torch.float32).expand(shape).contiguous()
         for row in coefficients
     ]
 
 
-def _like(g: Tensor, x: Tensor) -> Tensor:
+def _like(g: Tensor | None, x: Tensor) -> Tensor | None:
     """g laid out as x is: gradients come in any layout."""
+    if g is None:
+        return None
     if g.shape != x.shape:
         raise ValueError(f"the Triton kernels: expected g of x's shape {tuple(x.shape)}, got {tuple(g.shape)}.")
     g = g.resolve_neg()
     return g.contiguous() if x.is_contiguous() else g.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def _places(mask: Tensor, x: Tensor) -> Tensor:
-    """The mask as bool (N, S), or (1, S) where all samples share one."""
+def _places(mask: Tensor | None, x: Tensor) -> tuple[Tensor | None, int]:
+    """The mask as bool (N, S), or (1, S) where all samples share one; and how many planes share a row of it."""
+    if mask is None:
+        return None, 1
     samples = x.shape[0] if mask.shape[0] > 1 else 1
-    return (mask != 0).expand(samples, 1, *x.shape[2:]).reshape(samples, -1).contiguous()
+    places = (mask != 0).expand(samples, 1, *x.shape[2:]).reshape(samples, -1).contiguous()
+    return places, int(x.shape[0] * x.shape[1] // samples)
