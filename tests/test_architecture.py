@@ -25,7 +25,7 @@ BELOW = {
     "result_folder": set(),
     "ops": set(),
     "models": set(),
-    "data": set(),
+    "data": {"result_folder"},
     "norms": {"ops"},
     "surgery": {"ops", "norms", "models", "tensor_file"},
     "adapt": {"ops", "norms", "surgery"},
@@ -47,17 +47,18 @@ BELOW["training"] = PARTS | {"variants", "recipe", "trained"}  # what a worker p
 BELOW["workers"] = PARTS | {"variants", "recipe", "training"}
 BELOW["fit"] = PARTS | {"recipe_tree", "recipe_files", "train_parts", "train_recipe", "workers"}
 BELOW["run"] = PARTS | {"variants", "recipe", "trained", "training", "workers"}
+BELOW["cli_verb"] = set()
 BELOW["cli_convert"] = PARTS | {"variants"}
-BELOW["cli_surgery"] = PARTS | {"variants", "cli_convert"}
-BELOW["cli_corrupt"] = PARTS | {"cli_surgery"}
+BELOW["cli_surgery"] = PARTS | {"variants", "cli_convert", "cli_verb"}
+BELOW["cli_corrupt"] = PARTS | {"cli_verb"}
 BELOW["cli_open"] = PARTS | {"cli_corrupt"}
-BELOW["cli_report"] = PARTS | {"cli_surgery"}
+BELOW["cli_report"] = PARTS | {"cli_verb"}
 BELOW["cli_evaluate"] = PARTS | {"variants", "recipe", "trained", "training"}
-BELOW["cli_evaluate"] |= {"cli_convert", "cli_corrupt", "cli_open", "cli_report", "cli_surgery"}
-BELOW["cli_recipes"] = {"variants", "recipe_tree", "recipe_files", "recipe", "train_recipe", "cli_surgery"}
-BELOW["cli_train"] = {"fit", "recipe_tree", "train_recipe", "cli_corrupt", "cli_surgery"}
+BELOW["cli_evaluate"] |= {"cli_convert", "cli_corrupt", "cli_open", "cli_report", "cli_verb"}
+BELOW["cli_recipes"] = {"variants", "recipe_tree", "recipe_files", "recipe", "train_recipe", "cli_verb"}
+BELOW["cli_train"] = {"fit", "recipe_tree", "train_recipe", "cli_corrupt", "cli_verb"}
 BELOW["cli"] = PARTS | {"variants", "recipe", "run"}
-BELOW["cli"] |= {"cli_corrupt", "cli_evaluate", "cli_recipes", "cli_surgery", "cli_train"}
+BELOW["cli"] |= {"cli_corrupt", "cli_evaluate", "cli_recipes", "cli_surgery", "cli_train", "cli_verb"}
 BELOW["__main__"] = {"cli"}
 BELOW["__init__"] = {"norms", "ops"}
 

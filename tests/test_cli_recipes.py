@@ -37,7 +37,8 @@ def test_some_are_listed(run: Run) -> None:
     _, out, _ = run("recipes", "list", "*/wrn40_2/sn", "--plain")
     assert out == "cifar10/wrn40_2/sn\ncifar100/wrn40_2/sn\n"
     _, out, _ = run("recipes", "list", "small/*")
-    assert "compare --recipe NAME" not in out and out.count("  small/") == 9
+    assert "compare --recipe NAME" not in out
+    assert out.count("  small/") == sum(name.startswith("small/") for name in list_recipes()) > 0
     status, _, err = run("recipes", "list", "smal/*")
     assert status == 2 and "none matches 'smal/*'; did you mean small/*?" in err
 

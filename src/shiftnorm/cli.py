@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import inspect
 import shlex
 import sys
@@ -14,18 +13,10 @@ from shiftnorm import __version__
 from shiftnorm.cli_corrupt import add_corrupt_verb, stopping_politely
 from shiftnorm.cli_evaluate import add_evaluate_verbs
 from shiftnorm.cli_recipes import add_recipes_verb
-from shiftnorm.cli_surgery import add_surgery_verbs, add_verb
+from shiftnorm.cli_surgery import add_surgery_verbs
 from shiftnorm.cli_train import add_train_verbs
+from shiftnorm.cli_verb import TRAINING, add_plain, add_verb, require
 
-# What a verb needs beyond the core install: import name to distribution, all of the extra [train].
-_TRAIN = {
-    "lightning": "lightning",
-    "torchvision": "torchvision",
-    "jinja2": "jinja2",
-    "yaml": "pyyaml",
-    "tqdm": "tqdm",
-    "safetensors": "safetensors",
-}
 _OF_RECIPES = ("train", "compare-recipes")
 # Keys of recipes that are likely to be given as options.
 _RECIPE_KEYS = (
@@ -188,7 +179,7 @@ def _make_parser() -> argparse.ArgumentParser:
     compare.set_defaults(run=_compare)
 
     norms = add_verb(verbs, common, "norms", help="list the norms", examples=["norms", "norms --plain"])
-    norms.add_argument("--plain", action="store_true", help="names only, one per line")
+    add_plain(norms)
     norms.set_defaults(run=_list_norms)
 
     add_recipes_verb(verbs, common)
@@ -199,17 +190,8 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _require(modules: dict[str, str]) -> None:
-    missing = [name for module, name in modules.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise ModuleNotFoundError(
-            f"compare needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed. "
-            'Install with: pip install "shiftnorm[train]"'
-        )
-
-
 def _compare(options: argparse.Namespace) -> int:
-    _require(_TRAIN if options.data else {**_TRAIN, "sklearn": "scikit-learn"})
+    require("compare", *TRAINING, *(() if options.data else ("sklearn",)))
     from shiftnorm.recipe import load_recipe
     from shiftnorm.run import compare
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from shiftnorm.cli_surgery import add_verb
+from shiftnorm.cli_verb import add_verb
 
 if TYPE_CHECKING:
     from shiftnorm.data import Dataset

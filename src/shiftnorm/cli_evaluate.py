@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shiftnorm.cli_convert import SUFFIX, is_file, open_model
+from shiftnorm.cli_convert import SUFFIX, TRAINED, is_file, model_file, open_model
 from shiftnorm.cli_corrupt import (
     add_corruption_options,
     add_data_options,
@@ -28,8 +28,8 @@ from shiftnorm.cli_open import (
     open_frames,
     read_classes,
 )
-from shiftnorm.cli_report import add_report_verb, require
-from shiftnorm.cli_surgery import add_verb
+from shiftnorm.cli_report import add_report_verb
+from shiftnorm.cli_verb import add_verb, require
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["add_evaluate_verbs"]
 
 _RANDOM = " (random weights)"
-_TRAINED = f"model{SUFFIX}"
 NORMALIZATIONS = ("model", "imagenet", "half", "none", "bytes")
 _BASELINES = {"alexnet": "AlexNet", "alexnet-robustbench-5k": "AlexNet, RobustBench 5k"}
 
@@ -82,7 +81,7 @@ def add_evaluate_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     evaluate.usage = "shiftnorm evaluate MODEL --data DATA [options]"
     evaluate.add_argument(
         "model", metavar="MODEL", help=f"a {SUFFIX} file of ours, a run of `shiftnorm compare` (FOLDER/NORM-seedN), a "
-        f"folder with {_TRAINED} as recipes leave it, or LIBRARY/NAME as `shiftnorm models` lists it"
+        f"folder with {TRAINED} as recipes leave it, or LIBRARY/NAME as `shiftnorm models` lists it"
     )  # fmt: skip
     evaluate.add_argument(
         "--data", metavar="DATA", help="a folder or archive of images, clean or corrupted already, or of perturbation "
@@ -192,7 +191,7 @@ def _classes_of_run(model: Path) -> list[str] | None:
     from shiftnorm.evaluate.record import read_json
 
     record = model.with_name("record.json")
-    if model.name != _TRAINED or not record.is_file():
+    if model.name != TRAINED or not record.is_file():
         return None
     classes = read_json(record).get("data", {}).get("classes")
     return None if classes is None else [str(name) for name in classes]
@@ -322,19 +321,22 @@ def _open(options: argparse.Namespace) -> tuple[nn.Module, str, dict[str, Any] |
     """The model, what to call it, and what is known of a run of a comparison."""
     from shiftnorm.trained import find_network, is_network, load_network
 
-    folder = Path(options.model)
-    if (folder / _TRAINED).is_file():  # of a run of a recipe
-        options.model = str(folder / _TRAINED)
+    inside = model_file(options.model)
+    if inside != options.model:
+        options.model = inside
         _refuse_library_options(options, "of a run of a recipe")
-        return open_model(options), folder.absolute().name, None
+        return open_model(options), Path(inside).absolute().parent.name, None
     found = find_network(options.model)
     if found is not None and is_network(found):
         _refuse_library_options(options, "a run of a comparison")
         model, about = load_network(found)
         return model, f"{about['norm']}, seed {about['seed']}", about
     if Path(options.model).is_dir():
+        if runs := _runs_in(Path(options.model)):
+            listed = ", ".join(map(str, runs[:8])) + (f" and {len(runs) - 8} more" if len(runs) > 8 else "")
+            raise ValueError(f"evaluate: {options.model} is no run itself, but has runs in it; name one: {listed}.")
         raise ValueError(
-            f"evaluate: {options.model} is a folder, but not one of `shiftnorm compare`, nor has it the {_TRAINED} of "
+            f"evaluate: {options.model} is a folder, but not one of `shiftnorm compare`, nor has it the {TRAINED} of "
             f"a recipe's run; expected a {SUFFIX} file, a run, or LIBRARY/NAME."
         )
     if is_file(options.model):
@@ -349,6 +351,14 @@ def _open(options: argparse.Namespace) -> tuple[nn.Module, str, dict[str, Any] |
     if options.pretrained or ":" in options.model:
         return model, options.model, None
     return model, f"{options.model}{_RANDOM}", None
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """Runs of recipes and comparisons up to three levels down."""
+    from shiftnorm.trained import FOLDER
+
+    places = [f"{level}/{name}" for level in ("*", "*/*", "*/*/*") for name in (TRAINED, FOLDER)]
+    return sorted(found.parent for place in places for found in folder.glob(place))
 
 
 def _refuse_library_options(options: argparse.Namespace, what: str) -> None:
@@ -368,6 +378,7 @@ def _of_run(options: argparse.Namespace, about: dict[str, Any]) -> Dataset | Non
     if importlib.util.find_spec("lightning") is None:
         return None
     from shiftnorm.data import Dataset
+    from shiftnorm.evaluate.progress import plural
     from shiftnorm.recipe import load_recipe
     from shiftnorm.training import load_data
 
@@ -384,5 +395,5 @@ def _of_run(options: argparse.Namespace, about: dict[str, Any]) -> Dataset | Non
     test = data.test
     held = Dataset.of_images(test.name, test.images, test.labels, test.classes)
     held = held if options.limit is None else held.limit(options.limit)
-    print(f"{len(held):,} images of {held.name} that the comparison held back.", flush=True)
+    print(f"{len(held):,} {plural('image', len(held))} of {held.name} that the comparison held back.", flush=True)
     return held

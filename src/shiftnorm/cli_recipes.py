@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from shiftnorm.cli_surgery import add_verb
+from shiftnorm.cli_verb import add_pattern, add_plain, add_verb
 
 __all__ = ["add_recipes_verb"]
 
@@ -50,8 +50,8 @@ def add_recipes_verb(verbs: Any, common: argparse.ArgumentParser) -> None:
         help="list the recipes by what runs them",
         examples=["recipes list", "recipes list '*/wrn40_2/*'", "recipes list --plain"],
     )
-    listing.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="such as 'small/*' (default: all)")
-    listing.add_argument("--plain", action="store_true", help="names only, one per line")
+    add_pattern(listing, "small/*")
+    add_plain(listing)
     listing.set_defaults(run=_list)
     show = add_verb(
         actions,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shiftnorm.cli_surgery import add_verb
+from shiftnorm.cli_verb import add_verb, require
 
 if TYPE_CHECKING:
     from shiftnorm.evaluate.result import Result
 
-__all__ = ["add_report_verb", "require"]
+__all__ = ["add_report_verb"]
 
 
 def add_report_verb(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -47,27 +46,6 @@ def add_report_verb(verbs: Any, common: argparse.ArgumentParser) -> None:
     report.add_argument("--title", metavar="TEXT", help="of the page")
     report.add_argument("--force", action="store_true", help="overwrite files that exist")
     report.set_defaults(run=_report)
-
-
-def require(verb: str, *modules: str) -> None:
-    """Refuse to begin if a package is not installed.
-
-    Example:
-        >>> require("report", "no_such_package")
-        Traceback (most recent call last):
-        ...
-        ModuleNotFoundError: report needs no_such_package. Install with: pip install "shiftnorm[train]"
-
-    Args:
-        verb: that needs them.
-        modules: the packages, all of the extra [train].
-
-    Raises:
-        ModuleNotFoundError: if one is missing.
-    """
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ModuleNotFoundError(f'{verb} needs {", ".join(missing)}. Install with: pip install "shiftnorm[train]"')
 
 
 def _report(options: argparse.Namespace) -> int:

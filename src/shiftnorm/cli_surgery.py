@@ -6,49 +6,15 @@ import argparse
 import difflib
 import importlib.util
 import json
-import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shiftnorm.cli_convert import SUFFIX, TRAINED, convert_model, is_file, open_model, where_of
+from shiftnorm.cli_verb import add_pattern, add_plain, add_verb
 
-__all__ = ["add_surgery_verbs", "add_verb"]
+__all__ = ["add_surgery_verbs"]
 
 _LIBRARIES = ("shiftnorm", "torchvision", "timm")
-
-
-def add_verb(
-    verbs: Any, common: argparse.ArgumentParser, name: str, *, help: str, description: str = "", examples: Sequence[str]
-) -> argparse.ArgumentParser:
-    """Add a verb whose ``--help`` ends with worked examples.
-
-    Example:
-        >>> verbs = argparse.ArgumentParser(prog="shiftnorm").add_subparsers()
-        >>> verb = add_verb(verbs, argparse.ArgumentParser(add_help=False), "sing", help="sing", examples=["sing -v"])
-        >>> print(verb.epilog)
-        examples:
-          shiftnorm sing -v
-
-    Args:
-        verbs: what ``add_subparsers`` returned.
-        common: a parser with the options that all verbs have.
-        name: of the verb.
-        help: one line of the list of verbs.
-        description: of the verb's own help; ``help`` without one.
-        examples: command lines without the program's name.
-
-    Returns:
-        The verb's parser.
-    """
-    return verbs.add_parser(
-        name,
-        parents=[common],
-        help=help,
-        description=textwrap.fill(description or f"{help[0].upper()}{help[1:]}.", 78, break_on_hyphens=False),
-        epilog="\n".join(["examples:", *(f"  shiftnorm {line}" for line in examples)]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def add_surgery_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -71,9 +37,9 @@ def add_surgery_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
         help="list the models that convert and describe can build",
         examples=["models", "models '*resnet50*'", "models --library timm --plain 'resnext*'"],
     )
-    models.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="such as 'resnet*' (default: all)")
+    add_pattern(models, "resnet*")
     models.add_argument("--library", choices=_LIBRARIES, help="only its models")
-    models.add_argument("--plain", action="store_true", help="names only, one per line")
+    add_plain(models)
     models.set_defaults(run=_list_models)
 
     placements = add_verb(
@@ -83,8 +49,8 @@ def add_surgery_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
         help="list where each method's authors put it, by the names that convert takes",
         examples=["placements", "placements 'ibn*'", "placements --plain"],
     )
-    placements.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="such as 'ibn*' (default: all)")
-    placements.add_argument("--plain", action="store_true", help="names only, one per line")
+    add_pattern(placements, "ibn*")
+    add_plain(placements)
     placements.set_defaults(run=_list_placements)
 
     model_help = (

@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shiftnorm.cli_corrupt import stopping_politely
-from shiftnorm.cli_surgery import add_verb
+from shiftnorm.cli_verb import TRAINING, add_verb, require
 
 if TYPE_CHECKING:
     from shiftnorm.fit import Stopped
 
 __all__ = ["add_train_verbs"]
-
-# What the verb needs beyond the core install: import name to distribution, all of the extra [train].
-_NEEDED = {
-    "lightning": "lightning",
-    "torchvision": "torchvision",
-    "jinja2": "jinja2",
-    "yaml": "pyyaml",
-    "tqdm": "tqdm",
-    "safetensors": "safetensors",
-}
 
 
 def add_train_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -60,11 +49,7 @@ def add_train_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
         ],
     )
     train.add_argument("recipe", metavar="RECIPE", help="a recipe by name or file, see `shiftnorm recipes`")
-    train.add_argument("--data", metavar="DIR", help="where the images lie; not needed for digits")
-    train.add_argument(
-        "--set", dest="settings", action="append", metavar="A.B=C", default=[],
-        help="another value for a key of the recipe, such as loop.epochs=20; repeatable",
-    )  # fmt: skip
+    _add_recipe_options(train, "the recipe, such as loop.epochs=20")
     train.add_argument("--out", metavar="DIR", help="the run's folder (default: runs/train-NAME-seedN)")
     train.add_argument("--seed", type=int, metavar="N", help="the same as --set loop.seed=N")
     train.add_argument("--no-evaluate", action="store_true", help="leave the measuring out")
@@ -89,11 +74,7 @@ def add_train_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     )
     compare.add_argument("recipes", nargs="+", metavar="RECIPE", help="by name or file; the first is compared to")
     compare.add_argument("--seeds", nargs="+", type=int, metavar="N", default=[0, 1, 2], help="default: 0 1 2")
-    compare.add_argument("--data", metavar="DIR", help="where the images lie; not needed for digits")
-    compare.add_argument(
-        "--set", dest="settings", action="append", metavar="A.B=C", default=[],
-        help="another value for a key of every recipe; repeatable",
-    )  # fmt: skip
+    _add_recipe_options(compare, "every recipe")
     compare.add_argument("--out", metavar="DIR", help="where everything goes (default: runs/recipes- and their names)")
     compare.add_argument(
         "--workers", type=int, metavar="N", default=0,
@@ -103,8 +84,16 @@ def add_train_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     compare.set_defaults(run=_compare_recipes)
 
 
+def _add_recipe_options(verb: argparse.ArgumentParser, whose: str) -> None:
+    verb.add_argument("--data", metavar="DIR", help="where the images lie; not needed for digits")
+    verb.add_argument(
+        "--set", dest="settings", action="append", metavar="A.B=C", default=[],
+        help=f"another value for a key of {whose}; repeatable",
+    )  # fmt: skip
+
+
 def _train(options: argparse.Namespace) -> int:
-    _require()
+    require("train", *TRAINING)
     if options.limit_steps is not None and options.limit_steps < 1:
         raise ValueError(f"train: expected --limit-steps of at least 1, got {options.limit_steps}.")
     from shiftnorm.fit import Stopped, train
@@ -136,7 +125,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _compare_recipes(options: argparse.Namespace) -> int:
-    _require()
+    require("train", *TRAINING)
     if options.workers < 0 or options.threads < 1:
         raise ValueError("compare-recipes: expected --workers of at least 0 and --threads of at least 1.")
     from shiftnorm.fit import Stopped, compare_recipes
@@ -167,12 +156,6 @@ def _compare_recipes(options: argparse.Namespace) -> int:
         print(f"shiftnorm: {len(grid.failed)} of {len(grid.records)} runs failed, see above.", file=sys.stderr)
         return 1
     return 0
-
-
-def _require() -> None:
-    missing = [name for module, name in _NEEDED.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise ModuleNotFoundError(f'train needs {", ".join(missing)}. Install with: pip install "shiftnorm[train]"')
 
 
 def _tell_of(stopped: Stopped, options: argparse.Namespace) -> int:
