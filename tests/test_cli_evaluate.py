@@ -136,7 +136,10 @@ def test_a_run_of_a_comparison_on_the_images_it_held_back(run, compared):
     assert result.settings["normalize"] == "the model's input_normalization"
 
     words = ["evaluate", runs / "CNSN", "--data", folder, *QUICK, "--constants", "cifar32", "--limit", 1]
-    one_clear_line(run(*words), "holds another evaluation", "data was")
+    others = (
+        "data are other images (4 were measured, now 2: another --limit or --split?). Choose another folder for --out"
+    )
+    one_clear_line(run(*words), "holds another evaluation", others)
     assert run(*words, "--out", "few")[1].startswith("2 images of pets that the comparison held back.")
 
     # the record, the file and the norm alone are the same run; a part of other data is read as it is asked for
@@ -160,6 +163,12 @@ def test_which_run(run, compared, tmp_path):
     old = tmp_path / "old"
     (old / "records").mkdir(parents=True)
     one_clear_line(run("evaluate", old, *words), "the run kept no network")
+    (tmp_path / "all" / "train-a" / "evaluation").mkdir(parents=True)
+    (tmp_path / "all" / "train-a" / "model.safetensors").touch()
+    (tmp_path / "all" / "compared").symlink_to(runs)
+    for above in ("all", "."):
+        named = "no run itself, but has runs in it; name one: all/compared, all/train-a."
+        one_clear_line(run("evaluate", above, *words), f"{above} is {named}")
 
 
 def test_labels_go_by_the_names_of_the_classes(run, tmp_path):

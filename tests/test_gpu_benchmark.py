@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,14 +28,15 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_every_part_runs_by_the_interpreter(tmp_path: Path) -> None:
-    path = tmp_path / "gpu.json"
-    done = run(
-        *("benchmarks/gpu.py", "--smoke", "--norms", "BatchNorm", "Chain (BatchNorm, CNSN)", "--output", str(path)),
-        TRITON_INTERPRET="1",
-    )
+def smoke(path: Path, *arguments: str) -> dict[str, Any]:
+    """The record that the benchmark writes, of small tensors by the interpreter."""
+    done = run("benchmarks/gpu.py", "--smoke", *arguments, "--output", str(path), TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
-    record = json.loads(path.read_text())
+    return json.loads(path.read_text())
+
+
+def test_every_part_runs_by_the_interpreter(tmp_path: Path) -> None:
+    record = smoke(tmp_path / "gpu.json", "--norms", "BatchNorm", "Chain (BatchNorm, CNSN)")
     assert record["format"] == "shiftnorm.gpu/1"
     assert record["not_reached"] == []
     assert record["machine"]["before"]["interpreted"]
@@ -54,13 +56,7 @@ def test_every_part_runs_by_the_interpreter(tmp_path: Path) -> None:
 
 
 def test_what_there_is_no_time_for_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "gpu.json"
-    done = run(
-        *("benchmarks/gpu.py", "--smoke", "--seconds", "0", "--only", "passes", "--output", str(path)),
-        TRITON_INTERPRET="1",
-    )
-    assert done.returncode == 0, done.stderr
-    record = json.loads(path.read_text())
+    record = smoke(tmp_path / "gpu.json", "--seconds", "0", "--only", "passes")
     assert record["results"] == []
     assert "passes 2x4x5x3 bfloat16 channels_last" in record["not_reached"]
 

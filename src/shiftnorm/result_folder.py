@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-__all__ = ["COMPARISON", "EVALUATION", "GRID", "TRAINING", "check_owner", "owner_of"]
+__all__ = ["COMPARISON", "EVALUATION", "GRID", "TRAINING", "check_owner", "list_changes", "owner_of"]
 
 COMPARISON = "a comparison of norms"
 EVALUATION = "an evaluation"
@@ -59,3 +61,34 @@ def check_owner(folder: Path, owner: str, who: str) -> None:
     found = owner_of(folder)
     if found not in (None, owner):
         raise ValueError(f"{who}: {folder} holds {found}, which would be written over; choose another --out.")
+
+
+def list_changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], words: Mapping[str, str] | None = None
+) -> list[str]:
+    """How what a folder is of differs from what is asked for.
+
+    Example:
+        >>> list_changes({"seed": 0, "model": "0f" * 32}, {"seed": 1, "model": "f0" * 32})
+        ['seed was 0, now 1', 'model was 0f0f0f0f…, now f0f0f0f0…']
+        >>> list_changes({"model": "0f" * 32}, {"model": "f0" * 32}, {"model": "another model"})
+        ['another model']
+
+    Args:
+        before: values by name, as the folder has them.
+        now: as they are asked for.
+        words: what to say instead, by name, where the values are digests, which tell a reader nothing.
+
+    Returns:
+        One text for each name with another value.
+    """
+    return [
+        (words or {}).get(name) or f"{name} was {_short(before.get(name))}, now {_short(now.get(name))}"
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _short(value: Any) -> str:
+    text = f"{value[:8]}…" if isinstance(value, str) and len(value) >= 64 else repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}…"

@@ -49,11 +49,11 @@ def test_summarize_by_hand():
 
 
 def test_paired_difference_by_hand():
-    # differences -10, -12: mean -11, standard deviation sqrt(2), half-width 12.7062 · sqrt(2) / sqrt(2)
+    # differences -10, -12: mean -11, standard deviation sqrt(2), half-width 12.70620474 · sqrt(2) / sqrt(2)
     difference = compare_paired({0: 30.0, 1: 31.0, 7: 99.0}, {0: 40.0, 1: 43.0, 5: 0.0})
     assert difference is not None and difference.interval is not None
     assert (difference.mean, difference.count) == (-11.0, 2)
-    assert difference.interval == pytest.approx((-11 - 12.7062, -11 + 12.7062))
+    assert difference.interval == pytest.approx((-11 - 12.70620474, -11 + 12.70620474), rel=1e-8)
     assert difference.exceeds_spread is True  # 11 > max(31 - 30, 43 - 40)
 
 

@@ -182,7 +182,7 @@ def test_norms_that_use_the_batch_are_noted():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), norms.BatchNorm(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model[1].source = "batch"
     result = run(model, (make_images(), torch.arange(21) % 3), ["fog"], [1])
-    assert any("'1', use the moments of each batch" in note for note in result.notes)
+    assert any("1 norm, such as '1', uses the moments of each batch" in note for note in result.notes)
     assert (
         "batch size" in result.fingerprint
         and "batch size" not in run(make_net(), (make_images(), torch.arange(21) % 3), ["fog"], [1]).fingerprint

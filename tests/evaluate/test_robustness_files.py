@@ -66,6 +66,6 @@ def test_a_file_damaged_after_opening(folder, tmp_path):
     (folder / "cat" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
     result = run(data, out=tmp_path / "out")
     assert result.images == 9 and len(result.cells) == 2
-    assert any("1 files or classes were left out: " in note and "3.png" in note for note in result.notes)
+    assert any("1 file or class was left out: " in note and "3.png" in note for note in result.notes)
     strict = opened(folder, on_error="skip")
     assert run(strict).images == 9

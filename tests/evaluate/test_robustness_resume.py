@@ -123,9 +123,12 @@ def changed_net():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda: {"model": changed_net()}, "model was"),
-        (lambda: {"data": make_data(23)}, "data was"),
-        (lambda: {"data": (make_data()[0], (make_data()[1] + 1) % 3)}, "data was"),
+        (lambda: {"model": changed_net()}, "model is another one, or has other weights"),
+        (
+            lambda: {"data": make_data(23)},
+            r"data are other images \(24 were measured, now 23: another limit= or split=",
+        ),
+        (lambda: {"data": (make_data()[0], (make_data()[1] + 1) % 3)}, "data are other images, labels or classes"),
         (lambda: {"seed": 1}, "seed was 0, now 1"),
         (lambda: {"constants": "tiny64"}, "constants was 'cifar32', now 'tiny64'"),
         (lambda: {"storage": "jpeg85"}, "storage was 'none', now 'jpeg85'"),

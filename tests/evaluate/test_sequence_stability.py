@@ -161,7 +161,7 @@ def test_videos_of_several_lengths_and_damaged_ones(tmp_path: Path) -> None:
     data = open_sequences(root, on_error="skip")
     result = run(Levels(), data, ["tilt"], batch_size=5)
     assert result.rows[0].sequences == 2 and result.rows[0].frames == 4
-    assert "1 sequences could not be read." in result.notes and result.data["skipped"] == 1
+    assert "1 sequence could not be read." in result.notes and result.data["skipped"] == 1
 
 
 def test_the_model_is_left_as_it_was_and_its_normalization_is_used(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_folders_that_cannot_be_kept_apart_are_refused(tmp_path: Path) -> None:
         load_fit_data(recipe, place)
     linked = make_pictures(tmp_path / "linked")
     (linked / "test" / "cat" / "again.png").symlink_to(linked / "train" / "cat" / "3.png")
-    with pytest.raises(ValueError, match=r"1 files of linked are in its training and in its test part.*cat/3\.png"):
+    with pytest.raises(ValueError, match=r"1 file of linked is in its training and in its test part.*cat/3\.png"):
         load_fit_data(recipe, linked)
 
 

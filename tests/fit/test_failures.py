@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from fit_runs import FORKS, STEPS, assert_same_weights, fork, make_pictures, run, small_recipe
 from shiftnorm.fit import Stopped, train
 from shiftnorm.fit.checkpoints import CheckpointFolder
+from shiftnorm.fit.run_folder import RunFolder, identity_of
 from shiftnorm.tasks.guard import FiniteGuard
 
 resource = pytest.importorskip("resource")
@@ -152,8 +153,9 @@ def test_another_recipe_or_other_images_are_refused_and_nothing_is_overwritten(t
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_makes_way_for_another(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="nonsense"):
-        run(tmp_path / "run", "model.arguments={nonsense: 4}")
+    other = small_recipe("loop.epochs=2")
+    with RunFolder(tmp_path / "run", identity_of(other, "0f")).claim(other, say=print):
+        pass
     assert run(tmp_path / "run", "loop.epochs=1").record.complete
 
 
@@ -171,16 +173,33 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         (("model.arguments={width: 4, num_classes: 7}",), "num_classes=7, but the data have 10 classes"),
+        (("model.arguments={nonsense: 4}",), "nonsense"),
+        (("model.placements=[{name: rbnn}]",), "rbnn"),
+        (("crossnorm.consistency=1", "crossnorm.p=1"), "the model has none"),
+        (("data.limit=7", "loop.batch_size=23"), "leave a single image for the last batch"),
+        (
+            ("data.size=16", "model.name=shiftnorm/densenet121", "model.arguments={}"),
+            r"expected images of a size that the network takes, such as 32x32, got 16x16 \(.*\)\. Set data\.size=32",
+        ),
         (("data.name=folder",), "wants a folder of images, got none; say where it is with --data DIR"),
         (("evaluate.limit=40", "model.name=torchvision/fcn_resnet50", "model.arguments={}"), "to give .2, 10. scores"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_is_trained(
+def test_what_does_not_fit_is_refused_before_there_is_a_folder(
     tmp_path: Path, settings: tuple[str, ...], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
-        run(tmp_path / "run", *settings, "model.placements=[]")
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    placements = () if "placements" in settings[0] else ("model.placements=[]",)
+    with pytest.raises((ValueError, TypeError), match=message):
+        run(tmp_path / "runs" / "run", *placements, *settings)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_first_line_has_a_speed_and_one_step_is_one(tmp_path: Path) -> None:
+    lines: list[str] = []
+    record = run(tmp_path / "run", "loop.batch_size=60", limit_steps=1, say=lines.append).record
+    speeds = [re.findall(r"([\d.,]+) images/s", line) for line in lines if line.startswith("epoch")]
+    assert speeds and all(float(speed.replace(",", "")) > 0 for (speed,) in speeds)
+    assert "stopped after 1 step, " in f"{record.line()}, "
 
 
 def test_a_second_process_is_kept_out(tmp_path: Path) -> None:

@@ -88,11 +88,8 @@ def draw_augmix(
     Raises:
         ValueError: for impossible arguments.
     """
-    if not 0.1 <= severity <= 10 or width < 1 or (depth < 1 and depth != -1) or not alpha > 0:
-        raise ValueError(
-            "draw_augmix: expected 0.1 <= severity <= 10, width >= 1, depth >= 1 or -1 and alpha > 0, "
-            f"got severity={severity}, width={width}, depth={depth}, alpha={alpha}."
-        )
+    known = 0.1 <= severity <= 10
+    _check_settings("draw_augmix", "0.1 <= severity <= 10", known, severity, width, depth, alpha)
     steps = 3 if depth == -1 else depth
     weights, share = _dirichlet(stream, alpha, width), _dirichlet(stream, alpha, 2)[:, 1]
     operations = stream.integers(0, len(OPERATIONS) if all_operations else FIRST, width, steps)
@@ -101,6 +98,16 @@ def draw_augmix(
         operations = operations.where(torch.arange(steps, device=stream.device) < depths, -1)
     levels = stream.uniform(width, steps).double() * (severity - 0.1) + 0.1
     return AugMixDraw(operations, levels, stream.uniform(width, steps) > 0.5, weights.float(), share.float())
+
+
+def _check_settings(
+    who: str, severities: str, known: bool, severity: float, width: int, depth: int, alpha: float
+) -> None:
+    if not known or width < 1 or (depth < 1 and depth != -1) or not alpha > 0:
+        raise ValueError(
+            f"{who}: expected {severities}, width >= 1, depth >= 1 or -1 and alpha > 0, "
+            f"got severity={severity}, width={width}, depth={depth}, alpha={alpha}."
+        )
 
 
 def _constants(values: Sequence[float] | Tensor | None, default: float, images: Tensor) -> Tensor:
@@ -259,11 +266,8 @@ def torchvision_augmix(
         off to whole levels before it is normalised; the draw depends on ``seed``, not on each image's index.
     """
     _check("torchvision_augmix", images)
-    if severity not in range(1, 11) or width < 1 or (depth < 1 and depth != -1) or not alpha > 0:
-        raise ValueError(
-            "torchvision_augmix: expected severity 1 to 10, width >= 1, depth >= 1 or -1 and alpha > 0, "
-            f"got severity={severity}, width={width}, depth={depth}, alpha={alpha}."
-        )
+    known = severity in range(1, 11)
+    _check_settings("torchvision_augmix", "severity 1 to 10", known, severity, width, depth, alpha)
     try:
         from torchvision.transforms import v2
     except ModuleNotFoundError as error:

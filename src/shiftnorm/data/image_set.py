@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+__all__ = ["ImageSet", "split_labels"]
+
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
@@ -83,11 +85,31 @@ class ImageSet:
         """
         if not 0 < fraction < 1:
             raise ValueError(f"ImageSet {self.name!r}: the fraction to split off must be in (0, 1), got {fraction}")
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.zeros(len(self), dtype=torch.bool)
-        for label in range(len(self.classes)):
-            members = torch.nonzero(self.labels == label).flatten()
-            order = torch.randperm(len(members), generator=generator)
-            count = min(max(1, round(fraction * len(members))), len(members) - 1)
-            chosen[members[order[: max(count, 0)]]] = True
-        return self.subset(torch.nonzero(~chosen).flatten()), self.subset(torch.nonzero(chosen).flatten())
+        rest, chosen = split_labels(self.labels, fraction, seed=seed)
+        return self.subset(rest), self.subset(chosen)
+
+
+def split_labels(labels: Tensor, fraction: float, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Places of the rest and of a random ``fraction`` of every class; of two images or more, one on either side.
+
+    Example:
+        >>> rest, chosen = split_labels(torch.arange(10) % 2, 0.4)
+        >>> len(rest), chosen.remainder(2).bincount().tolist()
+        (6, [2, 2])
+
+    Args:
+        labels: (N,) int64.
+        fraction: between 0 and 1.
+        seed: of the draw.
+
+    Returns:
+        Two tensors of rising numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().flatten()
+        order = torch.randperm(len(members), generator=generator)
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        chosen[members[order[:count]]] = True
+    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()

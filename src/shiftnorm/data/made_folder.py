@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
+from shiftnorm.result_folder import list_changes
+
 __all__ = ["CHECKSUMS", "MANIFEST", "Checksums", "MadeFolder", "Verified", "verify_folder", "write_whole"]
 
 MANIFEST = "manifest.json"
@@ -233,13 +235,7 @@ class MadeFolder:
         self._remove_stale()
 
     def _compare(self, before: Mapping[str, Any]) -> None:
-        now = self.content["identity"]
-        changed = [
-            f"{key} was {_short(before.get(key))}, now {_short(now.get(key))}"
-            for key in dict.fromkeys([*before, *now])
-            if before.get(key) != now.get(key)
-        ]
-        if changed:
+        if changed := list_changes(before, self.content["identity"]):
             raise ValueError(
                 f"corrupt: {self.path} was made with other settings: {'; '.join(changed)}. Choose another folder, or "
                 "go back to those settings to go on with it."
@@ -382,8 +378,3 @@ def _abandoned(file: Path, host: str, process: int) -> bool:
     except OSError:  # it belongs to somebody else
         return False
     return False
-
-
-def _short(value: Any) -> str:
-    text = f"{value[:8]}…" if isinstance(value, str) and len(value) >= 64 else repr(value)
-    return text if len(text) <= 120 else f"{text[:120]}…"

@@ -19,7 +19,7 @@ from shiftnorm.evaluate.corruption_error import cell_weights, mean_class_errors
 from shiftnorm.evaluate.outcome import CellOutcome
 from shiftnorm.evaluate.result import Calibration, CellResult, Estimate, Result
 
-__all__ = ["baseline_of", "measure_baseline", "summarize_cells"]
+__all__ = ["baseline_of", "measure_baseline", "remark_on_chance", "summarize_cells"]
 
 LEVEL: Final = 0.95
 
@@ -63,6 +63,23 @@ def summarize_cells(
             if baseline.clean_error is not None:
                 found["relative_mce"] = _weighted(cells, "relative_mce", resamples, baseline)
     return found
+
+
+def remark_on_chance(error: Estimate, classes: int) -> list[str]:
+    """A sentence on a clean error that guessing would give as well; none where its interval tells it from guessing.
+
+    Example:
+        >>> print(remark_on_chance(Estimate(89.2, 87.0, 91.1), 10)[0])
+        The clean error, 89.20 [87.00, 91.10] %, cannot be told from that of guessing among 10 classes, 90.0 %.
+        >>> remark_on_chance(Estimate(5.0, 4.5, 5.5), 10)
+        []
+    """
+    chance = 100 * (1 - 1 / classes)
+    if classes < 2 or error.low is None or error.high is None or not error.low <= chance <= error.high:
+        return []
+    return [
+        f"The clean error, {error} %, cannot be told from that of guessing among {classes} classes, {chance:.1f} %."
+    ]
 
 
 def baseline_of(baseline: str | Baseline | Result | None) -> Baseline | None:

@@ -7,17 +7,22 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, final
 
-from shiftnorm.evaluate.cells import common_images
+from shiftnorm.evaluate.cells import CLEAN, common_images
 from shiftnorm.evaluate.outcome import CellOutcome, read_metadata
 from shiftnorm.evaluate.record import read_json, write_json
 from shiftnorm.evaluate.result import RESULT_FILE
-from shiftnorm.result_folder import EVALUATION, check_owner
+from shiftnorm.result_folder import EVALUATION, check_owner, list_changes
 
 __all__ = ["CellFolder", "read_cells"]
 
 _FORMAT: Final = "shiftnorm.cells/1"
 _IDENTITY: Final = "identity.json"
 _STALE_SECONDS: Final = 3600.0
+_WORDS: Final = {
+    "model": "model is another one, or has other weights",
+    "corruption code": "corruptions are those of another version",
+    "frost photographs": "frost photographs are others",
+}
 
 
 @final
@@ -42,12 +47,13 @@ class CellFolder:
     Args:
         path: the folder, made if need be.
         identity: what decides the cells' numbers, as plain data.
+        images: how many there are, for the error.
 
     Raises: ValueError if the folder belongs to another identity, or holds results that are not from here.
         NotADirectoryError if a file is in its place.
     """
 
-    def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path, identity: Mapping[str, Any], *, images: int | None = None) -> None:
         self.path = Path(path)
         self.identity = dict(identity)
         self.remarks: list[str] = []
@@ -56,7 +62,7 @@ class CellFolder:
         check_owner(self.path, EVALUATION, "robustness")
         file = self.path / _IDENTITY
         if file.is_file():
-            self._compare(read_json(file))
+            self._compare(read_json(file), images)
         else:
             taken = [name for name in (RESULT_FILE, "cells") if (self.path / name).exists()]
             if taken:
@@ -67,20 +73,28 @@ class CellFolder:
             write_json(file, {"format": _FORMAT, "identity": self.identity})
         self._remove_stale()
 
-    def _compare(self, content: dict[str, Any]) -> None:
+    def _compare(self, content: dict[str, Any], images: int | None) -> None:
         before = content.get("identity")
         if content.get("format") != _FORMAT or not isinstance(before, dict):
             raise ValueError(f"robustness: {self.path / _IDENTITY} is not from an evaluation. Choose another folder.")
-        changed = [
-            f"{key} was {_short(before.get(key))}, now {_short(self.identity.get(key))}"
-            for key in dict.fromkeys([*before, *self.identity])
-            if before.get(key) != self.identity.get(key)
-        ]
-        if changed:
+        words = _WORDS
+        if before.get("data") != self.identity.get("data"):
+            words = {**_WORDS, "data": self._describe_data(images)}
+        if changed := list_changes(before, self.identity, words):
             raise ValueError(
                 f"robustness: {self.path} holds another evaluation; {'; '.join(changed)}. "
-                "Choose another folder for out, or go back to the same model, data and settings to go on with it."
+                "Choose another folder for out=, or go back to the same model, data and settings to go on with it."
             )
+
+    def _describe_data(self, images: int | None) -> str:
+        """How the images that are asked for differ from those of the cells, which alone know how many they were."""
+        try:
+            measured = len(CellOutcome.from_file(self.file(CLEAN)))
+        except (FileNotFoundError, ValueError):  # not measured yet, or damaged
+            measured = images
+        if measured != images and images is not None:
+            return f"data are other images ({measured} were measured, now {images}: another limit= or split=?)"
+        return "data are other images, labels or classes, or otherwise preprocessed"
 
     def _remove_stale(self) -> None:
         """Remove what a killed process began to write; a younger file may belong to one that still runs."""
@@ -168,10 +182,3 @@ def read_cells(path: Path, wanted: Collection[tuple[str, int]] | None = None) ->
         which = "no cells" if wanted is None else f"none of the cells {list(wanted)}"
         raise FileNotFoundError(f"robustness: {which} in {path / 'cells'}.")
     return common_images(found)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    if isinstance(value, str) and len(value) == 64:
-        text = f"{value[:8]}…"
-    return text if len(text) <= 200 else f"{text[:200]}…"

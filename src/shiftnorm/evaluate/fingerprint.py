@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from shiftnorm.data import corruptions
 from shiftnorm.data.dataset import Dataset
+from shiftnorm.evaluate.progress import plural
 
-__all__ = ["digest_corruptions", "digest_data", "digest_files", "digest_model", "norms_using_batch"]
+__all__ = ["batch_remarks", "digest_corruptions", "digest_data", "digest_files", "digest_model", "norms_using_batch"]
 
 _BATCH = 1024
 
@@ -126,6 +127,22 @@ def norms_using_batch(model: nn.Module) -> list[str]:
         if ours is True or torchs:
             found.append(path)
     return found
+
+
+def batch_remarks(norms: list[str], batch_size: int) -> list[str]:
+    """A sentence for a result on norms that `norms_using_batch` found; none without them.
+
+    Example:
+        >>> batch_remarks(["bn1"], 8)[0]
+        "1 norm, such as 'bn1', uses the moments of each batch, so the numbers depend on the batch size (8) and ..."
+    """
+    if not norms:
+        return []
+    verb = "uses" if len(norms) == 1 else "use"
+    return [
+        f"{len(norms)} {plural('norm', len(norms))}, such as {norms[0]!r}, {verb} the moments of each batch, so the "
+        f"numbers depend on the batch size ({batch_size}) and the order of the images."
+    ]
 
 
 def _bytes(tensor: Tensor) -> bytes:

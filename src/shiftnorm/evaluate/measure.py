@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, final
@@ -18,6 +18,7 @@ from shiftnorm.data.dataset import Batch, Dataset
 from shiftnorm.data.image_set import ImageSet
 from shiftnorm.evaluate.borrow import Borrowed
 from shiftnorm.evaluate.cells import CLEAN
+from shiftnorm.evaluate.forward_pass import naming_sizes
 from shiftnorm.evaluate.normalization import Normalization
 from shiftnorm.evaluate.outcome import CellOutcome, merge
 from shiftnorm.evaluate.outputs import check_outputs
@@ -301,7 +302,8 @@ class Measurer:
             remark = f"there are fewer than {_CHECKED_AT_LEAST} images"
             return InputCheck([], [f"The normalization of the inputs could not be checked: {remark}."], None)
         images = torch.cat(parts).to(self.device)
-        return check_inputs(self.loan.model, images, self.normalization, forward=self._forward)
+        with self._naming_sizes(images):
+            return check_inputs(self.loan.model, images, self.normalization, forward=self._forward)
 
     def _scores(self, images: Tensor, *, timed: bool) -> Tensor:
         x = self.normalization.apply(images)
@@ -310,7 +312,8 @@ class Measurer:
         if timed:
             self._wait()
             began = time.perf_counter()
-        scores = scores_of(self._forward(x))
+        with self._naming_sizes(images):
+            scores = scores_of(self._forward(x))
         if timed:
             self._wait()
             self.times.append((time.perf_counter() - began, len(x)))  # pyright: ignore[reportPossiblyUnbound]  (set above, under the same condition)
@@ -320,6 +323,9 @@ class Measurer:
         scores = scores if scores.dtype == torch.float64 else scores.float()
         subset = self.data.class_subset
         return scores if subset is None else scores[:, subset.to(scores.device)]
+
+    def _naming_sizes(self, images: Tensor) -> AbstractContextManager[None]:
+        return naming_sizes(lambda some: self._forward(self.normalization.apply(some)), images[:2], who="robustness")
 
     def _forward(self, x: Tensor) -> Any:
         with nullcontext() if self.amp is None else torch.autocast(self.device.type, dtype=self.amp):

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
-# Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
-_T_975 = (
-    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
-    2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
-    2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
-)  # fmt: skip
+from shiftnorm.evaluate.paired import compare_seeds
 
 
 class Summary(NamedTuple):
@@ -160,11 +154,8 @@ def compare_paired(values: Mapping[int, float], reference: Mapping[int, float]) 
     seeds = sorted(values.keys() & reference.keys())
     if not seeds:
         return None
-    differences = [values[seed] - reference[seed] for seed in seeds]
-    mean, n = statistics.fmean(differences), len(differences)
-    if n == 1:
-        return PairedDifference(mean, None, None, 1)
-    # from 31 degrees of freedom on, the quantile of 30 is kept: a slightly wider, so safe, interval
-    half = _T_975[min(n - 2, 29)] * statistics.stdev(differences) / math.sqrt(n)
+    found = compare_seeds(values, reference)
+    if found.low is None or found.high is None:
+        return PairedDifference(found.difference, None, None, 1)
     spread = max(summarize([side[seed] for seed in seeds]).range for side in (values, reference))
-    return PairedDifference(mean, (mean - half, mean + half), abs(mean) > spread, n)
+    return PairedDifference(found.difference, (found.low, found.high), abs(found.difference) > spread, found.count)

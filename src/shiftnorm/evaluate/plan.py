@@ -15,9 +15,9 @@ from shiftnorm.data.corruptions import SEVERITIES, choose_corruptions
 from shiftnorm.data.dataset import Dataset
 from shiftnorm.evaluate.cells import CLEAN
 from shiftnorm.evaluate.corrupted_pixels import make_pixels, read_pixels
-from shiftnorm.evaluate.fingerprint import digest_data, digest_model, norms_using_batch
+from shiftnorm.evaluate.fingerprint import batch_remarks, digest_data, digest_model, norms_using_batch
+from shiftnorm.evaluate.forward_pass import choose_amp, describe_pass
 from shiftnorm.evaluate.normalization import Normalization, Normalize, choose_normalization
-from shiftnorm.evaluate.precision import choose_amp
 from shiftnorm.surgery import source_of
 
 __all__ = ["Plan", "make_plan", "refuse_collectives"]
@@ -152,14 +152,7 @@ def make_plan(
         "severities": levels,
         "seed": seed,
         **pixels.settings,
-        "normalize": normalization.name,
-        "mean": list(normalization.mean),
-        "std": list(normalization.std),
-        "bytes": normalization.bytes,
-        "amp": None if dtype is None else str(dtype).removeprefix("torch."),
-        "channels_last": channels_last,
-        "batch_size": batch_size,
-        "device": device.type,
+        **describe_pass(normalization, dtype, channels_last=channels_last, batch_size=batch_size, device=device),
         "ranks": ranks,
         "bootstrap": bootstrap,
         "size": [height, width],
@@ -171,10 +164,7 @@ def make_plan(
         **{key: settings[key] for key in ("seed", "mean", "std", "bytes", "amp")},
     }
     if batchwise := _batchwise(model):
-        notes.append(
-            f"{len(batchwise)} norms, such as {batchwise[0]!r}, use the moments of each batch, so the numbers depend "
-            f"on the batch size ({batch_size}) and the order of the images."
-        )
+        notes += batch_remarks(batchwise, batch_size)
         identity.update({"batch size": batch_size, "ranks": ranks})
     return Plan(
         names,

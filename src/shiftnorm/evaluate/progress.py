@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any, TextIO, final
 
-__all__ = ["Progress", "spell_seconds"]
+__all__ = ["Progress", "plural", "spell_rate", "spell_seconds"]
 
 
 @final
@@ -111,3 +111,30 @@ def spell_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def spell_rate(rate: float) -> str:
+    """How many in a second: whole numbers from 10 on, two digits below.
+
+    Example:
+        >>> spell_rate(1812.4), spell_rate(2.345), spell_rate(0.0432)
+        ('1,812', '2.3', '0.043')
+
+    Args:
+        rate: not negative.
+    """
+    return f"{rate:,.0f}" if rate >= 9.95 else f"{rate:.2g}"
+
+
+def plural(noun: str, count: int) -> str:
+    """A noun as it stands after a number.
+
+    Example:
+        >>> plural("step", 1), plural("step", 20)
+        ('step', 'steps')
+
+    Args:
+        noun: one that takes an s.
+        count: the number.
+    """
+    return noun if count == 1 else f"{noun}s"

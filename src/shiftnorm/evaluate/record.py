@@ -7,7 +7,8 @@ import json
 import math
 import os
 import platform
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, final
 
@@ -152,6 +153,58 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_fields(path: Path, form: str, kind: type) -> dict[str, Any]:
+    """Read the fields of a dataclass from a file that says its format, and check their names.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "run.json"
+        >>> write_json(path, {"format": FORMAT, "key": "0f", "error": 5.0})
+        >>> read_fields(path, FORMAT, Record)
+        Traceback (most recent call last):
+        ...
+        ValueError: run.json: ... missing fields ['norm', 'seed', 'status'], unknown fields ['error']. Delete ...
+
+    Args:
+        path: the file.
+        form: its format.
+        kind: the dataclass; fields without a default must be there.
+
+    Returns:
+        Name to value.
+
+    Raises:
+        ValueError: if the file is damaged, of another format, or has missing or unknown fields; it names the file.
+    """
+    content = read_json(path)
+    found = content.pop("format", None)
+    needed = {item.name: item.default is MISSING and item.default_factory is MISSING for item in fields(kind)}
+    missing = [name for name, need in needed.items() if need and name not in content]
+    unknown = sorted(content.keys() - needed)
+    if found != form or missing or unknown:
+        raise ValueError(
+            f"{path.name}: expected a record of format {form!r}, got format {found!r}, missing fields {missing}, "
+            f"unknown fields {unknown}. Delete the file to run again."
+        )
+    return content
+
+
+def to_plain(value: Any) -> Any:
+    """A value as JSON can hold it: named tuples as dictionaries, NaN and infinities as None.
+
+    Example:
+        >>> to_plain({"rows": (1.0, float("nan"))})
+        {'rows': [1.0, None]}
+    """
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return to_plain(value._asdict())  # pyright: ignore  (a NamedTuple, which has no type)
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_record(path: Path, record: Record) -> None:
     """Write a run's record atomically.
 
@@ -188,16 +241,7 @@ def read_record(path: Path) -> Record:
     Raises:
         ValueError: if the file is damaged, of another format, or says "ok" without finite results; it names the file.
     """
-    content = read_json(path)
-    found = content.pop("format", None)
-    known = {item.name for item in fields(Record)}
-    missing = [name for name in ("key", "norm", "seed", "status") if name not in content]
-    if found != FORMAT or missing or content.keys() - known:
-        raise ValueError(
-            f"{path.name}: expected a record of format {FORMAT!r}, got format {found!r}, missing fields {missing}, "
-            f"unknown fields {sorted(content.keys() - known)}. Delete the file to run again."
-        )
-    record = Record(**content)
+    record = Record(**read_fields(path, FORMAT, Record))
     if record.complete:
         values = [record.clean_error, *(v for row in record.corruption_errors.values() for v in row)]
         if any(not isinstance(value, int | float) or not math.isfinite(value) for value in values):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import os
 import statistics
 import zlib
@@ -16,7 +15,7 @@ from typing import Any, Final, NamedTuple, final
 import torch
 from torch import Tensor
 
-from shiftnorm.evaluate.record import read_json, write_json
+from shiftnorm.evaluate.record import read_json, to_plain, write_json
 from shiftnorm.evaluate.result_file import RESULT_FILE, find_result
 
 __all__ = ["RESULT_FILE", "Calibration", "CellResult", "Estimate", "Example", "Result"]
@@ -292,7 +291,7 @@ class Result:
         """
         content = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "folder"}
         content["examples"] = [example.to_json() for example in self.examples]
-        return {"format": FORMAT, **_plain(content)}
+        return {"format": FORMAT, **to_plain(content)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any] | str) -> Result:
@@ -384,14 +383,3 @@ class Result:
 
 def _cell(content: Mapping[str, Any]) -> CellResult:
     return CellResult(**{**content, "error": Estimate(**content["error"])})
-
-
-def _plain(value: Any) -> Any:
-    """The value with named tuples as dictionaries."""
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {key: _plain(part) for key, part in value._asdict().items()}  # pyright: ignore  (a NamedTuple, which has no type)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

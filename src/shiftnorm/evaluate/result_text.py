@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 
+from shiftnorm.evaluate.progress import plural
 from shiftnorm.evaluate.result import Result
 
 __all__ = ["describe_result"]
@@ -31,7 +32,7 @@ def describe_result(result: Result) -> str:
         Lines without a final line break.
     """
     name = result.data.get("name")
-    lines = [f"{result.name} on {result.images} images" + (f" of {name}" if name else "")]
+    lines = [f"{result.name} on {result.images} {plural('image', result.images)}" + (f" of {name}" if name else "")]
     rows = [("clean error", f"{result.clean.error} %")]
     if result.mean_corruption_error is not None:
         rows.append(("mean corruption error", f"{result.mean_corruption_error} %"))

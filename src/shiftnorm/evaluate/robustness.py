@@ -17,7 +17,7 @@ from torch import nn
 
 from shiftnorm.data.corrupted_set import CorruptedSet
 from shiftnorm.data.dataset import Dataset
-from shiftnorm.evaluate.assemble import LEVEL, measure_baseline, summarize_cells
+from shiftnorm.evaluate.assemble import LEVEL, measure_baseline, remark_on_chance, summarize_cells
 from shiftnorm.evaluate.baselines import Baseline
 from shiftnorm.evaluate.borrow import Borrowed, borrowed, device_of
 from shiftnorm.evaluate.cell_folder import CellFolder
@@ -158,7 +158,7 @@ def robustness(
     _check_same(ranks, plan, files)
 
     def open_folder() -> CellFolder | None:
-        return CellFolder(out, plan.identity) if out is not None and ranks.rank == 0 else None
+        return CellFolder(out, plan.identity, images=len(opened)) if out is not None and ranks.rank == 0 else None
 
     folder = ranks.agree("opening out", open_folder)
     mine = torch.arange(ranks.rank, len(opened), ranks.size)
@@ -197,16 +197,18 @@ def robustness(
                 images=len(cells[CLEAN]),
                 fingerprint=fingerprint,
             )
+            summary = summarize_cells(cells, len(opened.classes), resamples=bootstrap, baseline=baseline_used)
+            guessed = remark_on_chance(summary["clean"].error, len(opened.classes))
             result = Result(
                 name=name or plan.model_name,
-                **summarize_cells(cells, len(opened.classes), resamples=bootstrap, baseline=baseline_used),
+                **summary,
                 baseline=entry,
                 classes=list(opened.classes),
                 data=_plain(opened.describe() if files is None else {**files.describe(), **read}),
                 settings=_plain({**plan.settings, "level": LEVEL}),
                 cost={**found["cost"], **_size_of(loan), "seconds": round(time.monotonic() - began, 3)},
                 notes=[
-                    *(*plan.notes, *found["notes"], *remarks, *_skipped(opened), *lost),
+                    *(*guessed, *plan.notes, *found["notes"], *remarks, *_skipped(opened), *lost),
                     *(folder.remarks if folder else []),
                 ],
                 warnings=[*unknown_warning(plan.normalization), *found["warnings"]],
@@ -342,7 +344,8 @@ def _skipped(data: Dataset) -> list[str]:
         return []
     listed: Sequence[Any] = data.skipped[:5]
     more = f"; and {len(data.skipped) - 5} more" if len(data.skipped) > 5 else ""
-    return [f"{len(data.skipped)} files or classes were left out: {'; '.join(map(str, listed))}{more}."]
+    few = f"{len(data.skipped)} files or classes were" if len(data.skipped) > 1 else "1 file or class was"
+    return [f"{few} left out: {'; '.join(map(str, listed))}{more}."]
 
 
 def _plain(value: Any) -> Any:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from shiftnorm.data.sequences import SequenceSet
 from shiftnorm.evaluate.bootstrap import bootstrap
 from shiftnorm.evaluate.borrow import borrowed, device_of
-from shiftnorm.evaluate.fingerprint import digest_model, norms_using_batch
+from shiftnorm.evaluate.fingerprint import batch_remarks, digest_model, norms_using_batch
+from shiftnorm.evaluate.forward_pass import choose_amp, describe_pass, naming_sizes
 from shiftnorm.evaluate.measure import scores_of
 from shiftnorm.evaluate.normalization import Normalization, Normalize, choose_normalization, unknown_warning
-from shiftnorm.evaluate.precision import choose_amp
-from shiftnorm.evaluate.progress import Progress
+from shiftnorm.evaluate.progress import Progress, plural
 from shiftnorm.evaluate.record import describe_machine, describe_versions, read_json, write_json, write_text
 from shiftnorm.evaluate.result import Estimate
 from shiftnorm.evaluate.stability import (
@@ -131,24 +131,14 @@ def measure_stability(
         "difficulty": difficulty,
         "limit": limit,
         "preprocess": data.preprocess.name,
-        "normalize": normalization.name,
-        "mean": list(normalization.mean),
-        "std": list(normalization.std),
-        "bytes": normalization.bytes,
-        "amp": None if dtype is None else str(dtype).removeprefix("torch."),
-        "channels_last": channels_last,
-        "batch_size": batch_size,
-        "device": place.type,
+        **describe_pass(normalization, dtype, channels_last=channels_last, batch_size=batch_size, device=place),
     }
     counts = {plain: min(data.count(file), limit or sys.maxsize) for plain, file in chosen.items()}
     shown = Progress(len(chosen), max(counts.values()), shown=progress, unit="sequence", told="flips")
     measured: dict[str, _Measured] = {}
     with borrowed(model, device=place, channels_last=channels_last) as loan:
-        if batchwise := norms_using_batch(loan.model):
-            notes.append(
-                f"{len(batchwise)} norms, such as {batchwise[0]!r}, use the moments of each batch, so the numbers "
-                f"depend on the batch size ({batch_size})."
-            )
+        batchwise = norms_using_batch(loan.model)
+        notes += batch_remarks(batchwise, batch_size)
         deciding = ("difficulty", "limit", "preprocess", "mean", "std")
         same = {"model": digest_model(loan.model), **{key: settings[key] for key in deciding}}
         same |= {"bytes": normalization.bytes, "amp": settings["amp"], **({"batch": batch_size} if batchwise else {})}
@@ -176,7 +166,8 @@ def measure_stability(
         **compared,
         data={**data.describe(), "checksums": sums},
         settings=settings,
-        notes=notes + ([f"{len(data.skipped)} sequences could not be read."] if data.skipped else []),
+        notes=notes
+        + ([f"{len(data.skipped)} {plural('sequence', len(data.skipped))} could not be read."] if data.skipped else []),
         warnings=[text.replace("errors mean", "numbers mean") for text in unknown_warning(normalization)],
         versions=describe_versions(),
         machine=describe_machine(place.type, torch.get_num_threads()),
@@ -259,14 +250,19 @@ class _Runner(NamedTuple):
         if group:
             yield group
 
+    def _scores(self, frames: Tensor) -> Tensor:
+        x = self.normalization.apply(frames)
+        x = x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+        with nullcontext() if self.amp is None else torch.autocast(self.device.type, dtype=self.amp):
+            return scores_of(self.model(x))
+
     def _top(self, frames: Tensor) -> Tensor:
         """(frames, 5) classes from the best on, fewer if there are fewer."""
         found: list[Tensor] = []
         for part in frames.split(self.batch_size):
-            x = self.normalization.apply(part.to(self.device))
-            x = x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
-            with nullcontext() if self.amp is None else torch.autocast(self.device.type, dtype=self.amp):
-                scores = scores_of(self.model(x))
+            part = part.to(self.device)
+            with naming_sizes(self._scores, part[:2], who="measure_stability"):
+                scores = self._scores(part)
             if self.data.classes is not None and scores.shape[1] != self.data.classes:
                 raise ValueError(
                     f"measure_stability: the model has {scores.shape[1]} outputs, but {self.data.name} is for "

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, final
 
-from shiftnorm.evaluate.record import read_json, write_json
+from shiftnorm.evaluate.progress import plural
+from shiftnorm.evaluate.record import read_json, to_plain, write_json
 from shiftnorm.evaluate.result import Estimate
 from shiftnorm.evaluate.robustness_table import escape
 
@@ -125,20 +126,8 @@ class StabilityResult:
             >>> StabilityResult("net", [], Estimate(2.0), None).to_json()["mean_flips"]
             {'value': 2.0, 'low': None, 'high': None}
         """
-        content: dict[str, Any] = {
-            item.name: getattr(self, item.name) for item in fields(self) if item.name != "folder"
-        }
-        content["rows"] = [
-            {
-                **row._asdict(),
-                "flips": row.flips._asdict(),
-                "top5_distance": row.top5_distance and row.top5_distance._asdict(),
-            }
-            for row in self.rows
-        ]
-        for key in ("mean_flips", "mean_top5"):
-            content[key] = content[key] and content[key]._asdict()
-        return {"format": FORMAT, **json.loads(json.dumps(content, default=str))}
+        content = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "folder"}
+        return {"format": FORMAT, **json.loads(json.dumps(to_plain(content), default=str))}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> StabilityResult:
@@ -239,7 +228,7 @@ class StabilityResult:
         width = max(len(label) for label, _ in found)
         wide = max((len(row.perturbation) for row in self.rows), default=0)
         lines = [
-            f"{self.name} on {sequences} sequences{named}",
+            f"{self.name} on {sequences} {plural('sequence', sequences)}{named}",
             *(f"  {label:{width}}  {text}" for label, text in found),
         ]
         lines.append("  " + " " * wide + "  flips %" + ("   T5D" if self.top5_distances else ""))

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Final, final
 
 import torch
-from torch import Tensor
 
 from shiftnorm.data import Dataset, ImageSet, digits_on_photos, load_folder, open_dataset
 from shiftnorm.data.dataset import MEMORY_LIMIT
+from shiftnorm.data.image_set import split_labels
 from shiftnorm.data.pixels import TensorPixels
+from shiftnorm.evaluate.progress import plural
 from shiftnorm.tasks.batches import Batches, EpochBatches
 from shiftnorm.tasks.loaded_batches import LoadedBatches
 from shiftnorm.train_recipe import DataRecipe
@@ -208,7 +209,7 @@ def load_fit_data(recipe: DataRecipe, root: str | Path | None = None, *, test_li
         train = train.subset(torch.cat(list(of_class)))
     validation = None
     if recipe.validation:
-        rest, chosen = _split(train.labels, recipe.validation)
+        rest, chosen = split_labels(train.labels, recipe.validation, seed=_SPLIT_SEED)
         train, validation = train.subset(rest), train.subset(chosen)
     if test_limit is not None and test_limit < len(test):
         drawn = torch.randperm(len(test), generator=torch.Generator().manual_seed(_SPLIT_SEED))[:test_limit]
@@ -266,15 +267,16 @@ def _apart(train: Dataset, test: Dataset) -> tuple[Dataset, Dataset]:
                 f"train: {train.name} has no train and test parts, and its classes {_listed(tuple(alone))} have fewer "
                 "than two images, one to train on and one to test on; add images, or make folders train and test."
             )
-        rest, chosen = _split(train.labels, _TEST_SHARE)
+        rest, chosen = split_labels(train.labels, _TEST_SHARE, seed=_SPLIT_SEED)
         train, test = train.subset(rest), train.subset(chosen)
         learned, measured = train.files() or [], test.files() or []
     # a link is another name of the same image
     shared = {os.path.realpath(file) for file in learned} & {os.path.realpath(file) for file in measured}
     if shared:
+        are = "is" if len(shared) == 1 else "are"
         raise ValueError(
-            f"train: {len(shared)} files of {train.name} are in its training and in its test part, for instance "
-            f"{min(shared)}; each must be in one part only."
+            f"train: {len(shared)} {plural('file', len(shared))} of {train.name} {are} in its training and in its test "
+            f"part, for instance {min(shared)}; each must be in one part only."
         )
     return train, test
 
@@ -286,18 +288,6 @@ def _counts(data: Dataset) -> list[int]:
 def _held(*sets: ImageSet) -> tuple[Dataset, Dataset]:
     first, second = (Dataset.of_images(each.name, each.images, each.labels, each.classes) for each in sets)
     return first, second
-
-
-def _split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """Indices of the rest and of a random ``fraction`` of every class; of two images or more, one on either side."""
-    generator = torch.Generator().manual_seed(_SPLIT_SEED)
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique().tolist():
-        members = (labels == label).nonzero().flatten()
-        order = torch.randperm(len(members), generator=generator)
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        chosen[members[order[: max(count, 0)]]] = True
-    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 
 def _moments(train: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -10,6 +10,7 @@ from typing import Any, final
 
 from shiftnorm.evaluate.html_report import write_report
 from shiftnorm.evaluate.paired_results import find_comparisons
+from shiftnorm.evaluate.progress import plural
 from shiftnorm.evaluate.record import write_json, write_text
 from shiftnorm.evaluate.result import RESULT_FILE, Result
 from shiftnorm.fit.grid_table import GridRow, compare_rows, to_markdown
@@ -170,7 +171,7 @@ def compare_recipes(
     report = place / "report.html"
     shown = [found[min(found)] for found in of_recipe.values() if found]
     if shown:
-        title = f"{len(recipes)} recipes, one seed of each"
+        title = f"{len(recipes)} {plural('recipe', len(recipes))}, one seed of each"
         write_report(shown, report, title=title, comparisons=find_comparisons(shown))
     else:
         report.unlink(missing_ok=True)  # of an earlier call, with runs that are not of this one

@@ -14,6 +14,7 @@ from shiftnorm.evaluate.cell_folder import read_cells
 from shiftnorm.evaluate.cells import CLEAN, Stacked, stack
 from shiftnorm.evaluate.metrics import Summary, summarize
 from shiftnorm.evaluate.paired import ImageComparison, SeedComparison, compare_images, compare_seeds
+from shiftnorm.evaluate.progress import spell_rate
 from shiftnorm.evaluate.result import Result
 from shiftnorm.evaluate.robustness_table import find_mismatches
 from shiftnorm.evaluate.table import format_signed, format_summary
@@ -173,7 +174,7 @@ def to_markdown(rows: Sequence[GridRow]) -> str:
             "–" if seeds is None else _between(seeds.difference, seeds.low, seeds.high),
             "–" if seeds is None or seeds.p_t is None else f"{seeds.p_t:.3f}",
             "–" if images is None else _between(images.difference, images.low, images.high),
-            "–" if row.images_per_s is None else f"{row.images_per_s:,.0f}",
+            "–" if row.images_per_s is None else spell_rate(row.images_per_s),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     notes = ["Errors in percent, lower is better; mean ± standard deviation over seeds."]

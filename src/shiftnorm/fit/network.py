@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from shiftnorm.evaluate.forward_pass import naming_sizes
 from shiftnorm.surgery import build_model, convert, load_weights
 from shiftnorm.train_recipe import ModelRecipe
 
@@ -35,7 +36,8 @@ def build_network(
         The network in training mode, which :func:`shiftnorm.surgery.save` can write.
 
     Raises:
-        ValueError: if the network's outputs are not as many as the classes, or as the functions of surgery do.
+        ValueError: if the network's outputs are not as many as the classes, it does not take images of this size, or
+            as the functions of surgery do.
     """
     asked = recipe.arguments.get("num_classes", classes)
     if asked != classes:
@@ -57,8 +59,9 @@ def build_network(
 
 def _check_outputs(model: nn.Module, name: str, classes: int, size: int) -> None:
     model.eval()
-    with torch.no_grad():
-        scores = model(torch.zeros(2, 3, size, size))
+    images = torch.zeros(2, 3, size, size)
+    with torch.no_grad(), naming_sizes(model, images, who="train", advice="Set data.size={0} in the recipe."):
+        scores = model(images)
     shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
     if shape != (2, classes):
         raise ValueError(

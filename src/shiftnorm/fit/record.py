@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, final
 
-from shiftnorm.evaluate.record import read_json, write_json
+from shiftnorm.evaluate.progress import plural, spell_rate
+from shiftnorm.evaluate.record import read_fields, to_plain, write_json
 
 __all__ = ["TrainRecord", "TrainResult"]
 
@@ -88,7 +88,7 @@ class TrainRecord:
         """
         if self.status == "failed":
             return f"{self.name}, seed {self.seed}: failed: {self.message}"
-        parts = [] if self.status == "complete" else [f"stopped after {self.steps} steps"]
+        parts = [] if self.status == "complete" else [f"stopped after {self.steps} {plural('step', self.steps)}"]
         if self.clean_error is not None:
             parts.append(f"clean error {self.clean_error:.2f} %")
         if self.mean_corruption_error is not None:
@@ -99,7 +99,7 @@ class TrainRecord:
             parts.append(f"held out {self.validation_error:.2f} %")
         speed = self.throughput.get("images_per_s")
         if speed is not None:
-            parts.append(f"{speed:,.0f} images/s")
+            parts.append(f"{spell_rate(speed)} images/s")
         share = self.throughput.get("of_bare")
         if share is not None:
             parts.append(f"{100 * share:.0f} % of the bare network's")
@@ -120,7 +120,7 @@ class TrainRecord:
         Returns:
             The path.
         """
-        write_json(Path(path), {"format": FORMAT, **_finite(asdict(self))})
+        write_json(Path(path), {"format": FORMAT, **to_plain(asdict(self))})
         return Path(path)
 
     @classmethod
@@ -144,16 +144,7 @@ class TrainRecord:
             ValueError: if it is damaged, or not such a record.
         """
         file = Path(path) / "record.json" if Path(path).is_dir() else Path(path)
-        content = read_json(file)
-        found = content.pop("format", None)
-        known = {item.name for item in fields(cls)}
-        missing = {"key", "name", "seed", "status"} - content.keys()
-        if found != FORMAT or missing or content.keys() - known:
-            raise ValueError(
-                f"{file.name}: expected a record of format {FORMAT!r}, got format {found!r}, missing fields "
-                f"{sorted(missing)}, unknown fields {sorted(content.keys() - known)}."
-            )
-        return cls(**content)
+        return cls(**read_fields(file, FORMAT, cls))
 
 
 @final
@@ -182,12 +173,3 @@ class TrainResult:
             'cnsn'
         """
         return self.folder / "model.safetensors"
-
-
-def _finite(value: Any) -> Any:
-    """Plain data without NaN and infinities, which JSON has not."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

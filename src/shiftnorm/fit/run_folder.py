@@ -13,7 +13,7 @@ import torch
 
 from shiftnorm.evaluate.record import describe_machine, describe_versions, read_json, write_json, write_text
 from shiftnorm.recipe_tree import to_mapping, to_yaml
-from shiftnorm.result_folder import TRAINING, check_owner
+from shiftnorm.result_folder import TRAINING, check_owner, list_changes
 from shiftnorm.train_recipe import TrainRecipe
 
 __all__ = ["OUTSIDE_A_RUN", "RunFolder", "evaluation_of", "identify", "identity_of"]
@@ -142,11 +142,7 @@ class RunFolder:
         before = content.get("identity")
         if content.get("format") != FORMAT or not isinstance(before, dict):
             raise ValueError(f"train: {file} is not from a training run; choose another --out.")
-        changed = [
-            f"{key} was {_short(before.get(key))}, now {_short(self.identity.get(key))}"
-            for key in dict.fromkeys([*before, *self.identity])
-            if before.get(key) != self.identity.get(key)
-        ]
+        changed = list_changes(before, self.identity)
         if changed and taken:  # a run that ended before its first checkpoint has nothing to lose
             raise ValueError(
                 f"train: {self.path} holds the run of another recipe: {'; '.join(changed)}. Choose another --out, or "
@@ -240,8 +236,3 @@ def _flat(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
 
 def _is_outside(path: str) -> bool:
     return any(path == name or path.startswith(f"{name}.") for name in OUTSIDE_A_RUN)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

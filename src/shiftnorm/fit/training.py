@@ -105,19 +105,21 @@ def train(
     data = load_fit_data(recipe.data, data_root, test_limit=recipe.evaluate.limit)
     folder = RunFolder(out, identity_of(recipe, data.sha256))
     title = name or folder.path.name
+    if owner:
+        folder.check()
+    done = _find_finished(folder, recipe, data, evaluate)
+    if done is not None:
+        tell(f"This run is finished: {done.line()}")
+        return TrainResult(done, folder.path)
     with ExitStack() as stack:
+        stack.enter_context(settled(loop))
+        # Whatever of the recipe is refused is refused before there is a folder.
+        model = build_network(recipe.model, len(data.train.classes), recipe.data.size, seed=loop.seed, say=tell)
+        run = _Run(recipe, data, folder, model, device, tell, rank, limit_steps, on_progress)
         if owner:
             stack.enter_context(folder.claim(recipe, say=tell))
-        done = _find_finished(folder, recipe, data, evaluate)
-        if done is not None:
-            tell(f"This run is finished: {done.line()}")
-            return TrainResult(done, folder.path)
-        stack.enter_context(settled(loop))
-        stop = stack.enter_context(StopSignals())
-        model = build_network(recipe.model, len(data.train.classes), recipe.data.size, seed=loop.seed, say=tell)
-        run = _Run(recipe, data, folder, device, tell, rank, stop, limit_steps, on_progress)
         try:
-            task, watching, steps = run.fit(model)
+            watching, steps = run.fit(stack.enter_context(StopSignals()))
         except OSError as fault:
             if is_full_disk(fault) and "train:" not in str(fault):
                 raise OSError(
@@ -125,7 +127,7 @@ def train(
                     f"again, which goes on from the last checkpoint ({fault.strerror})."
                 ) from fault  # fmt: skip
             raise
-        record = run.finish(task, watching, steps, title, evaluate=evaluate, command=command)
+        record = run.finish(watching, steps, title, evaluate=evaluate, command=command)
     tell(record.line())
     return TrainResult(record, folder.path)
 
@@ -152,51 +154,51 @@ class _Run:
         recipe: TrainRecipe,
         data: FitData,
         folder: RunFolder,
+        model: nn.Module,
         device: torch.device,
         say: Callable[[str], object],
         rank: int,
-        stop: StopSignals,
         limit: int | None,
         on_progress: OnProgress | None,
     ) -> None:
         self.recipe, self.data, self.folder, self.device = recipe, data, folder, device
-        self.say, self.rank, self.stop, self.limit = say, rank, stop, limit
-        self.owner, self.on_progress = rank == 0, on_progress
+        self.say, self.limit, self.owner, self.on_progress = say, limit, rank == 0, on_progress
         self.checkpoints = CheckpointFolder(folder.path / "checkpoints", say=say, owner=self.owner)
-
-    def fit(self, model: nn.Module) -> tuple[Classify, Watching, int]:
-        """Train to the end, or to the limit."""
-        loop = self.recipe.loop
-        world = loop.processes * loop.nodes
-        batches = self.data.batches(
-            self.recipe.data,
+        loop = recipe.loop
+        self.world = loop.processes * loop.nodes
+        self.batches = data.batches(
+            recipe.data,
             batch_size=loop.batch_size,
             seed=loop.seed,
-            device=self.device,
+            device=device,
             on_device=loop.images_on_device,
-            rank=self.rank,
-            world=world,
+            rank=rank,
+            world=self.world,
             workers=min(_MOST_WORKERS, (os.cpu_count() or 1) // loop.processes),
             drop_last=loop.drop_last,
         )
-        task = Classify.of(
-            self.recipe,
+        self.task = Classify.of(
+            recipe,
             model,
-            batches_per_epoch=len(batches),
-            mean=self.data.mean,
-            std=self.data.std,
-            classes=len(self.data.train.classes),
+            batches_per_epoch=len(self.batches),
+            mean=data.mean,
+            std=data.std,
+            classes=len(data.train.classes),
         )
+
+    def fit(self, stop: StopSignals) -> tuple[Watching, int]:
+        """Train to the end, or to the limit."""
+        loop, task, batches = self.recipe.loop, self.task, self.batches
         watching = Watching(
             steps=task.steps,
             epochs=loop.epochs,
-            images_per_batch=batches.order.batch_size * world,
+            images_per_batch=batches.order.batch_size * self.world,
             every=max(1, min(_MOST_STEPS, task.steps_per_epoch // _LINES)),
             validation=self.data.validation,
             say=self.say,
             on_progress=self.on_progress,
         )
-        keeping = Keeping(self.stop, batches, every=loop.checkpoint_every, limit=self.limit, say=self.say)
+        keeping = Keeping(stop, batches, every=loop.checkpoint_every, limit=self.limit, say=self.say)
         if self.owner:
             self.checkpoints.clean()
         newest = self.checkpoints.newest()
@@ -217,35 +219,33 @@ class _Run:
             # Lightning answers KeyboardInterrupt by leaving the whole program
             raise KeyboardInterrupt from left
         except ArithmeticError as fault:
-            kept = self._keep_failed(task)
+            kept = self._keep_failed()
             raise ArithmeticError(f"train: {fault} {kept}") from fault
         # A signal that came too late for the loop: in its last step, or while its last epoch was measured.
         signal = keeping.asked()
         if signal is not None:
             raise Stopped(trainer.global_step, signal)
-        return task, watching, trainer.global_step
+        return watching, trainer.global_step
 
-    def _keep_failed(self, task: Classify) -> str:
+    def _keep_failed(self) -> str:
         newest = self.checkpoints.newest()
         last = "there is no checkpoint yet" if newest is None else f"the last checkpoint is {newest.name}"
         if not self.owner:
             return last
-        self._save(task, self.folder.path / FAILED_FILE)
+        self._save(self.folder.path / FAILED_FILE)
         return f"The weights from before are in {self.folder.path / FAILED_FILE}; {last}."
 
-    def _save(self, task: Classify, path: Path) -> None:
-        network: Any = task.evaluated
+    def _save(self, path: Path) -> None:
+        network: Any = self.task.evaluated
         network.input_normalization = (list(self.data.mean), list(self.data.std))
         save(network, path)
 
-    def finish(
-        self, task: Classify, watching: Watching, steps: int, title: str, *, evaluate: bool, command: str | None
-    ) -> TrainRecord:
+    def finish(self, watching: Watching, steps: int, title: str, *, evaluate: bool, command: str | None) -> TrainRecord:
         """Write the network, measure it, write the record and the report."""
-        recipe, loop = self.recipe, self.recipe.loop
+        recipe, loop, task = self.recipe, self.recipe.loop, self.task
         path = self.folder.path / MODEL_FILE
         if self.owner:
-            self._save(task, path)
+            self._save(path)
         _wait()
         began = time.perf_counter()
         result = self._evaluate(path, title, steps, command, limited=steps < task.steps) if evaluate else None
@@ -277,7 +277,7 @@ class _Run:
             throughput={
                 "images_per_s": speed,
                 "bare_images_per_s": bare,
-                "of_bare": None if speed is None or bare is None else speed / bare / (loop.processes * loop.nodes),
+                "of_bare": None if speed is None or bare is None else speed / bare / self.world,
             },
             durations={"train": watching.seconds, "evaluate": measured},
             versions=describe_versions(),

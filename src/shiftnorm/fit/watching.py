@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed
 
 from shiftnorm.data import Dataset
-from shiftnorm.evaluate.progress import spell_seconds
+from shiftnorm.evaluate.progress import spell_rate, spell_seconds
 
 __all__ = ["Watching", "count_errors"]
 
@@ -87,7 +87,7 @@ class Watching(L.Callback):
         self._sums: dict[str, Any] = {"epoch": 0.0, "batches": 0, "line": 0.0, "line_batches": 0}
         # What the objective says its loss is made of: sum and count, as not every step has every part.
         self._parts: dict[str, tuple[Any, int]] = {}
-        self._line_began = self._began = 0.0
+        self._line_began = self._began = self._newest = 0.0
         self._batches = 0
         self._bar: Any = None
         self._step = self._first = 0
@@ -205,8 +205,9 @@ class Watching(L.Callback):
             self._line_began += time.perf_counter() - began
         _log(trainer, metrics, self._step)
         if trainer.is_global_zero and self._bar is None:
-            speed = self.images_per_s or self._speed()
-            self.say(f"{text}, {speed:,.0f} images/s, {spell_seconds(self._left())} left")
+            # a line may just have been written, with all that was counted
+            speed = self.images_per_s or (self._speed() if self._batches else self._newest)
+            self.say(f"{text}, {spell_rate(speed)} images/s, {spell_seconds(self._left())} left")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock and the bar.
@@ -238,7 +239,7 @@ class Watching(L.Callback):
         sums = self._sums
         loss = _mean(sums["line"], sums["line_batches"], trainer)
         sums["line"], sums["line_batches"] = 0.0, 0
-        speed = self._speed()
+        self._newest = speed = self._speed()
         if self._step - self._first > self.every:  # the first line has whatever warms up in it
             self.speeds.append(speed)
         self._batches, self._line_began = 0, time.perf_counter()
@@ -253,7 +254,7 @@ class Watching(L.Callback):
         }
         self._parts.clear()
         _log(trainer, metrics, self._step)
-        text = f"loss {loss:.4g}, {speed:,.0f} images/s"
+        text = f"loss {loss:.4g}, {spell_rate(speed)} images/s"
         if self._bar is not None:
             self._bar.set_postfix_str(text)
         if self.on_progress is not None:
