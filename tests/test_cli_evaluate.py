@@ -169,6 +169,10 @@ def test_which_run(run, compared, tmp_path):
     for above in ("all", "."):
         named = "no run itself, but has runs in it; name one: all/compared, all/train-a."
         one_clear_line(run("evaluate", above, *words), f"{above} is {named}")
+    (tmp_path / "all" / "train-a" / "evaluation" / "0f").mkdir()
+    (tmp_path / "all" / "train-a" / "evaluation" / "0f" / "result.json").touch()
+    named = "no result itself, but has results in it; name one: all/train-a/evaluation/0f."
+    one_clear_line(run("report", "all"), f"all is {named}")
 
 
 def test_labels_go_by_the_names_of_the_classes(run, tmp_path):

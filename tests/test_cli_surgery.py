@@ -260,6 +260,9 @@ def test_the_folder_of_a_run_is_a_model(run, converted, tmp_path):
     folder.mkdir(parents=True)
     assert_one_clear_line(run("describe", folder), "is a folder without model.safetensors")
     (tmp_path / converted).rename(folder / "model.safetensors")
+    assert_one_clear_line(
+        run("describe", folder.parent), "is a folder without model.safetensors", f"name one: {folder}."
+    )
     status, out, _ = run("describe", folder)
     assert status == 0 and f"{folder}: shiftnorm/wide_resnet16_4 with 4 changes" in out
     words = ["convert", folder, "--with", "rbn", "--input", "3x16x16", "--out", "b.safetensors"]

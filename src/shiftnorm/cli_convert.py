@@ -72,16 +72,15 @@ def open_model(options: argparse.Namespace) -> nn.Module:
         FileNotFoundError: if it is a file that is not there.
         ValueError: for an unknown name, a folder without a model, or a file that ``save`` did not write.
     """
+    from shiftnorm.result_folder import name_below
     from shiftnorm.surgery import build_model, load, read_recipe
     from shiftnorm.surgery.source import LIBRARIES, rebuild
 
     name = model_file(options.model)
     if not is_file(name):
         if Path(name).is_dir() and name.partition("/")[0] not in LIBRARIES:
-            raise ValueError(
-                f"{name} is a folder without {TRAINED}, which a run of `shiftnorm train` has; expected such a "
-                f"folder, a {SUFFIX} file or LIBRARY/NAME."
-            )
+            advice = name_below(Path(name), TRAINED) or f"expected such a folder, a {SUFFIX} file or LIBRARY/NAME"
+            raise ValueError(f"{name} is a folder without {TRAINED}, which a run of `shiftnorm train` has; {advice}.")
         classes = getattr(options, "num_classes", None)
         arguments = {} if classes is None else {"num_classes": classes}
         if options.allow_code and ":" in name:

@@ -319,7 +319,8 @@ def _check_model_options(options: argparse.Namespace) -> None:
 
 def _open(options: argparse.Namespace) -> tuple[nn.Module, str, dict[str, Any] | None]:
     """The model, what to call it, and what is known of a run of a comparison."""
-    from shiftnorm.trained import find_network, is_network, load_network
+    from shiftnorm.result_folder import name_below
+    from shiftnorm.trained import FOLDER, find_network, is_network, load_network
 
     inside = model_file(options.model)
     if inside != options.model:
@@ -332,9 +333,8 @@ def _open(options: argparse.Namespace) -> tuple[nn.Module, str, dict[str, Any] |
         model, about = load_network(found)
         return model, f"{about['norm']}, seed {about['seed']}", about
     if Path(options.model).is_dir():
-        if runs := _runs_in(Path(options.model)):
-            listed = ", ".join(map(str, runs[:8])) + (f" and {len(runs) - 8} more" if len(runs) > 8 else "")
-            raise ValueError(f"evaluate: {options.model} is no run itself, but has runs in it; name one: {listed}.")
+        if advice := name_below(Path(options.model), TRAINED, FOLDER):
+            raise ValueError(f"evaluate: {options.model} is no run itself, but has runs in it; {advice}.")
         raise ValueError(
             f"evaluate: {options.model} is a folder, but not one of `shiftnorm compare`, nor has it the {TRAINED} of "
             f"a recipe's run; expected a {SUFFIX} file, a run, or LIBRARY/NAME."
@@ -351,14 +351,6 @@ def _open(options: argparse.Namespace) -> tuple[nn.Module, str, dict[str, Any] |
     if options.pretrained or ":" in options.model:
         return model, options.model, None
     return model, f"{options.model}{_RANDOM}", None
-
-
-def _runs_in(folder: Path) -> list[Path]:
-    """Runs of recipes and comparisons up to three levels down."""
-    from shiftnorm.trained import FOLDER
-
-    places = [f"{level}/{name}" for level in ("*", "*/*", "*/*/*") for name in (TRAINED, FOLDER)]
-    return sorted(found.parent for place in places for found in folder.glob(place))
 
 
 def _refuse_library_options(options: argparse.Namespace, what: str) -> None:

@@ -83,6 +83,7 @@ def _report(options: argparse.Namespace) -> int:
 def _load(where: str) -> Result:
     from shiftnorm.evaluate.result import RESULT_FILE, Result
     from shiftnorm.evaluate.stability_result import STABILITY_FILE
+    from shiftnorm.result_folder import name_below
 
     path = Path(where)
     if path.name == STABILITY_FILE or (path / STABILITY_FILE).is_file():
@@ -104,4 +105,6 @@ def _load(where: str) -> Result:
                 f"report: {where} is a run that was not measured, or not to the end; repeat its command without "
                 f"--no-evaluate, or measure it: shiftnorm evaluate {where} --data DATA."
             )
+        if not measured and (advice := name_below(path, RESULT_FILE)):
+            raise ValueError(f"report: {where} is no result itself, but has results in it; {advice}.")
     return Result.load(path)

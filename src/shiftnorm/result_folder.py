@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["COMPARISON", "EVALUATION", "GRID", "TRAINING", "check_owner", "list_changes", "owner_of"]
+__all__ = ["COMPARISON", "EVALUATION", "GRID", "TRAINING", "check_owner", "list_changes", "name_below", "owner_of"]
 
 COMPARISON = "a comparison of norms"
 EVALUATION = "an evaluation"
 GRID = "a comparison of recipes"
 TRAINING = "a training run"
+_NAMED = 8
 
 
 def owner_of(folder: Path) -> str | None:
@@ -61,6 +62,29 @@ def check_owner(folder: Path, owner: str, who: str) -> None:
     found = owner_of(folder)
     if found not in (None, owner):
         raise ValueError(f"{who}: {folder} holds {found}, which would be written over; choose another --out.")
+
+
+def name_below(folder: Path, *files: str) -> str | None:
+    """Advice to name one of the folders up to three levels down that hold a file; None if there is none.
+
+    Example:
+        >>> import tempfile
+        >>> place = Path(tempfile.mkdtemp())
+        >>> (place / "runs" / "first").mkdir(parents=True)
+        >>> (place / "runs" / "first" / "record.json").touch()
+        >>> name_below(place, "record.json")
+        'name one: .../runs/first'
+
+    Args:
+        folder: that is not one itself.
+        files: names, any of which will do.
+    """
+    places = [f"{level}/{name}" for level in ("*", "*/*", "*/*/*") for name in files]
+    found = sorted({path.parent for place in places for path in folder.glob(place)})
+    if not found:
+        return None
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return f"name one: {', '.join(map(str, found[:_NAMED]))}{more}"
 
 
 def list_changes(
