@@ -31,7 +31,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number, each in enumerate(records):
         each.save(tmp_path / "records" / f"{number}.json")
     rows = compare_rows([*ERRORS], records, {})
-    grid = {"recipes": [*ERRORS], "seeds": [0, 1], "rows": [row.to_json() for row in rows]}
+    grid = {"recipes": [*ERRORS], "seeds": [0, 1], "held_out": False, "rows": [row.to_json() for row in rows]}
     (tmp_path / "grid.json").write_text(json.dumps(grid))
     return tmp_path
 
@@ -47,7 +47,7 @@ def test_means_differences_and_corruptions_are_shown(directory: Path) -> None:
     assert re.search(r"^\| base \| 2 \| 10\.5 ± 0\.7 \| 31\.5 ± 2\.1 \| – \|", table, re.MULTILINE)
     # 26 and 28 against 30 and 33: -4 and -5, whose standard error is 0.5 and Student's quantile 12.706.
     assert "| small/cn | 2 | 10.5 ± 0.7 | 27.0 ± 1.4 | −4.5 [−10.9, +1.9] |" in table
-    assert "| Corruption | base | cn |" in table
+    assert "| Corruption | base | cn |" in table and "held out" not in table
     assert "| fog | 21.0 | **19.5** |" in table
     assert "| jpeg compression | 42.0 | **34.5** |" in table
 
@@ -68,8 +68,10 @@ def test_a_recipe_without_finished_runs_has_no_errors(directory: Path) -> None:
     for number, each in enumerate(records):
         each.save(directory / "records" / f"{number}.json")
     rows = [row.to_json() for row in compare_rows([*ERRORS], records, {})]
-    (directory / "grid.json").write_text(json.dumps({"recipes": [*ERRORS], "seeds": [0], "rows": rows}))
+    grid = {"recipes": [*ERRORS], "seeds": [0], "held_out": True, "rows": rows}
+    (directory / "grid.json").write_text(json.dumps(grid))
     table = make_table(directory)
+    assert "Measured on images held out of the training images" in table
     assert "| fog | **20.0** | – |" in table
     assert "small/cn, seed 0 failed: the loss is nan" in table
 

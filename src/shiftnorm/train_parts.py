@@ -292,20 +292,22 @@ class LoopRecipe:
 @final
 @dataclass(frozen=True)
 class EvaluateRecipe:
-    """The corruptions the trained network is measured under.
+    """What the trained network is measured on, and the corruptions it is measured under.
 
     Example:
         >>> EvaluateRecipe(corruptions=["fog"], severities=[5]).corruptions
         ('fog',)
 
     Args:
+        part: the "test" images, or those that ``data.validation`` holds out of the training images, to choose by.
         corruptions: names, or "common" for the fifteen.
         severities: 1 to 5.
         seed: of their draws, the same for every run.
         constants: the published set of constants.
-        limit: at most so many test images; None for all.
+        limit: at most so many images; None for all.
     """
 
+    part: Literal["test", "validation"] = "test"
     corruptions: tuple[str, ...] | Literal["common"] = "common"
     severities: tuple[int, ...] = (1, 2, 3, 4, 5)
     seed: int = 0

@@ -55,7 +55,7 @@ class TrainRecipe:
         augmix: AugMix and its consistency.
         loss: label smoothing, mixup, cutmix.
         loop: length, batch, engine.
-        evaluate: corruptions.
+        evaluate: images and corruptions to measure on.
     """
 
     kind: ClassVar[str] = "train"
@@ -75,6 +75,11 @@ class TrainRecipe:
         check_types(self)
         if not self.summary.strip() or "\n" in self.summary:
             refuse(self, "summary", "one line of text")
+        if self.evaluate.part == "validation" and not self.data.validation:
+            raise ValueError(
+                "TrainRecipe: evaluate.part: expected 'test', as data.validation holds no images out, got 'validation'. "
+                "Say data.validation=0.2, for instance."
+            )
 
 
 def load_train_recipe(name: str | Path) -> TrainRecipe:

@@ -33,6 +33,16 @@ def test_held_out_images_are_never_trained_on_and_always_the_same() -> None:
     assert first.sha256 != load_fit_data(DataRecipe(limit=30, validation=0.3)).sha256
 
 
+def test_held_out_images_are_measured_on_in_place_of_the_test_images() -> None:
+    recipe = DataRecipe(limit=30, validation=0.2)
+    usual, chosen = load_fit_data(recipe), load_fit_data(recipe, part="validation")
+    assert rows_of(chosen, "test") == rows_of(usual, "validation") and not rows_of(chosen, "test") & rows_of(
+        usual, "test"
+    )
+    assert chosen.sha256 == usual.sha256 and chosen.test_sha256 != usual.test_sha256
+    assert len(load_fit_data(recipe, part="validation", test_limit=10).test) == 10
+
+
 def test_mean_and_std_are_of_the_training_images_unless_given() -> None:
     found = load_fit_data(DataRecipe(limit=30))
     scaled = found.train.images().double() / 255

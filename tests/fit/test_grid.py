@@ -70,6 +70,25 @@ def test_the_measurement_of_another_recipe_in_the_same_folder_is_not_compared(tm
     assert not compare_recipes({"okapi": longer}, [0], **quiet).report.exists()
 
 
+@pytest.mark.parametrize("setting", ["evaluate.severities=[1]", "evaluate.limit=7", "data.name=cifar10"])
+def test_recipes_that_are_measured_otherwise_are_not_compared(tmp_path: Path, setting: str) -> None:
+    key = setting.partition("=")[0]
+    chosen = {"base": small_recipe(*SHORT), "other": small_recipe(*SHORT, setting)}
+    with pytest.raises(ValueError, match=rf"other is measured otherwise than base \({key} is .*same \(--set"):
+        compare_recipes(chosen, [0], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_recipes_are_compared_on_held_out_images(tmp_path: Path) -> None:
+    chosen = {"base": small_recipe(*SHORT, "data.validation=0.5", "evaluate.part=validation")}
+    grid = compare_recipes(chosen, [0], out=tmp_path, say=lambda line: None)
+    (record,) = grid.records
+    assert record.data["test_sha256"] == record.data["validation"]["sha256"]
+    assert record.clean_error == record.validation_error
+    assert "Measured on images held out of the training images, not on the test images." in grid.table
+    assert json.loads((tmp_path / "grid.json").read_text())["held_out"]
+
+
 def test_a_signal_stops_the_grid_and_the_same_call_goes_on(tmp_path: Path) -> None:
     def ask(line: str) -> None:
         if line.startswith("epoch 1/3"):

@@ -44,7 +44,7 @@ class FitData:
     Args:
         train: what is learned from.
         validation: held out of the training images; None without.
-        test: what the trained network is measured on.
+        test: what the trained network is measured on: the test images, or the held-out ones.
         mean: per channel of images in [0, 1].
         std: likewise.
     """
@@ -169,7 +169,9 @@ class FitData:
         return LoadedBatches(self.train, device=device, workers=workers if pinned else 0, pin_memory=pinned, **options)
 
 
-def load_fit_data(recipe: DataRecipe, root: str | Path | None = None, *, test_limit: int | None = None) -> FitData:
+def load_fit_data(
+    recipe: DataRecipe, root: str | Path | None = None, *, test_limit: int | None = None, part: str = "test"
+) -> FitData:
     """Load the images that a recipe names.
 
     Example:
@@ -180,7 +182,8 @@ def load_fit_data(recipe: DataRecipe, root: str | Path | None = None, *, test_li
     Args:
         recipe: of the data.
         root: where they lie; counts more than the recipe's own ``root``.
-        test_limit: at most so many test images, drawn once and for all.
+        test_limit: at most so many images to measure on, drawn once and for all.
+        part: "test", or "validation" to measure on the held-out images and never on the test images.
 
     Returns:
         The images.
@@ -197,11 +200,11 @@ def load_fit_data(recipe: DataRecipe, root: str | Path | None = None, *, test_li
             f"train: the training images of {train.name} have the classes {_listed(train.classes)}, its test images "
             f"{_listed(test.classes)}; give both parts the same class folders."
         )
-    for part, images in (("training", train), ("test", test)):
+    for kind, images in (("training", train), ("test", test)):
         shape = tuple(images.images([0]).shape[2:]) if len(images) else (0, 0)
         if shape != (recipe.size, recipe.size):
             raise ValueError(
-                f"train: expected {part} images of {recipe.size}x{recipe.size} pixels, as data.size says, got "
+                f"train: expected {kind} images of {recipe.size}x{recipe.size} pixels, as data.size says, got "
                 f"{len(images)} of {shape[0]}x{shape[1]} from {images.name}."
             )
     if recipe.limit is not None:
@@ -211,6 +214,7 @@ def load_fit_data(recipe: DataRecipe, root: str | Path | None = None, *, test_li
     if recipe.validation:
         rest, chosen = split_labels(train.labels, recipe.validation, seed=_SPLIT_SEED)
         train, validation = train.subset(rest), train.subset(chosen)
+        test = validation if part == "validation" else test
     if test_limit is not None and test_limit < len(test):
         drawn = torch.randperm(len(test), generator=torch.Generator().manual_seed(_SPLIT_SEED))[:test_limit]
         test = test.subset(drawn.sort().values)

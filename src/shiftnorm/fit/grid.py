@@ -17,7 +17,7 @@ from shiftnorm.fit.grid_table import GridRow, compare_rows, to_markdown
 from shiftnorm.fit.record import TrainRecord
 from shiftnorm.fit.run_folder import evaluation_of
 from shiftnorm.fit.training import train
-from shiftnorm.recipe_tree import to_mapping
+from shiftnorm.recipe_tree import difference, to_mapping
 from shiftnorm.result_folder import GRID, check_owner
 from shiftnorm.train_recipe import TrainRecipe
 from shiftnorm.workers import Job, Outcome, run_jobs
@@ -122,8 +122,8 @@ def compare_recipes(
         Rows, table, report and records.
 
     Raises:
-        ValueError: without a recipe or a seed, if two recipes would share a folder, or if the folder holds results of
-            another kind.
+        ValueError: without a recipe or a seed, if two recipes would share a folder or are measured otherwise, or if the
+            folder holds results of another kind.
         Stopped, KeyboardInterrupt: if ended; the same call goes on.
     """
     folders = [name_of_folder(name) for name in recipes]
@@ -132,6 +132,7 @@ def compare_recipes(
             "compare_recipes: expected recipes of different names and different seeds, at least one of each, got "
             f"{', '.join(recipes) or 'no recipe'} and seeds {list(seeds)}."
         )
+    _check_measuring(recipes)
     place = Path(out)
     check_owner(place, GRID, "compare_recipes")
     plan = _Plan(
@@ -162,11 +163,18 @@ def compare_recipes(
     results = {job: Result.load(folder) for job in jobs if (folder := _measured(place, job, records[job])) is not None}
     of_recipe = {name: {job.seed: result for job, result in results.items() if job.norm == name} for name in recipes}
     rows = compare_rows([*recipes], ordered, of_recipe)
-    table = to_markdown(rows)
+    held_out = next(iter(recipes.values())).evaluate.part == "validation"  # as all of them
+    table = to_markdown(rows, held_out=held_out)
     write_text(place / "table.md", table)
     write_json(
         place / "grid.json",
-        {"format": FORMAT, "recipes": [*recipes], "seeds": list(seeds), "rows": [row.to_json() for row in rows]},
+        {
+            "format": FORMAT,
+            "recipes": [*recipes],
+            "seeds": list(seeds),
+            "held_out": held_out,
+            "rows": [row.to_json() for row in rows],
+        },
     )
     report = place / "report.html"
     shown = [found[min(found)] for found in of_recipe.values() if found]
@@ -176,6 +184,20 @@ def compare_recipes(
     else:
         report.unlink(missing_ok=True)  # of an earlier call, with runs that are not of this one
     return Grid(rows, table, report, ordered)
+
+
+def _check_measuring(recipes: Mapping[str, TrainRecipe]) -> None:
+    """Errors on other images or under other corruptions have no difference that says anything."""
+    (first, base), *others = recipes.items()
+    for name, recipe in others:
+        found = difference(recipe, base)
+        changed = [key for key in found if key == "data.name" or key.startswith("evaluate.")]
+        if changed:
+            settings = ", ".join(f"{key} is {found[key]!r}" for key in changed)
+            raise ValueError(
+                f"compare_recipes: {name} is measured otherwise than {first} ({settings}); give all recipes the same "
+                "(--set KEY=VALUE), or compare them in calls of their own."
+            )
 
 
 def _with_seed(recipe: TrainRecipe, seed: int) -> TrainRecipe:

@@ -141,7 +141,7 @@ def _values(result: Result, like: Stacked | None) -> Stacked | None:
     return stack({key: held[key] for key in keys if key != CLEAN}, like=like)
 
 
-def to_markdown(rows: Sequence[GridRow]) -> str:
+def to_markdown(rows: Sequence[GridRow], *, held_out: bool = False) -> str:
     """The rows as a Markdown table, with what it must say below.
 
     Example:
@@ -155,6 +155,7 @@ def to_markdown(rows: Sequence[GridRow]) -> str:
 
     Args:
         rows: from `compare_rows`.
+        held_out: whether they were measured on images held out of the training images.
 
     Returns:
         Markdown.
@@ -178,6 +179,8 @@ def to_markdown(rows: Sequence[GridRow]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     notes = ["Errors in percent, lower is better; mean ± standard deviation over seeds."]
+    if held_out:
+        notes.append("Measured on images held out of the training images, not on the test images.")
     if any(row.over_seeds is not None for row in rows):
         notes.append(
             f"Differences are of the mean corruption error to {rows[0].name}, paired by seed, with intervals of 95 %: "

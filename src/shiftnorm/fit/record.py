@@ -34,7 +34,7 @@ class TrainRecord:
         recipe: all of it, as plain data.
         data: names, digests, sizes.
         parameters: trainable numbers in the network.
-        clean_error: on the test images, in percent; None where it was not measured.
+        clean_error: on the images it was measured on, in percent; None where it was not measured.
         mean_corruption_error: plain mean over corruptions and severities, as ``value``, ``low``, ``high``.
         mce: mean corruption error in percent of AlexNet's, for ImageNet under all fifteen; else None.
         corruption_errors: per corruption, errors at the recipe's severities.

@@ -102,7 +102,7 @@ def train(
     owner = rank == 0
     tell = say if owner else _silent
     device = choose_device(loop)
-    data = load_fit_data(recipe.data, data_root, test_limit=recipe.evaluate.limit)
+    data = load_fit_data(recipe.data, data_root, test_limit=recipe.evaluate.limit, part=recipe.evaluate.part)
     folder = RunFolder(out, identity_of(recipe, data.sha256))
     title = name or folder.path.name
     if owner:
