@@ -92,24 +92,6 @@ def test_evaluate_a_file_then_report(run, pets, tmp_path):
     assert run("report", folder, "--out", "both.html", "--force")[0] == 0
 
 
-def test_the_folder_of_a_recipes_run(run, pets, tmp_path):
-    model = build_model("shiftnorm/wide_resnet16_4", num_classes=2)
-    model.input_normalization = ((0.5,) * 3, (0.25,) * 3)
-    save(model, tmp_path / "train-small-seed0" / "model.safetensors")
-    assert run("evaluate", "train-small-seed0", "--data", pets, *QUICK, "--out", "r")[0] == 0
-    result = Result.load("r")
-    assert result.name == "train-small-seed0" and result.settings["normalize"] == "the model's input_normalization"
-    one_clear_line(run("evaluate", "train-small-seed0", "--data", pets, "--pretrained"), "is of a run of a recipe")
-    record = tmp_path / "train-small-seed0" / "record.json"
-    record.write_text(json.dumps({"data": {"classes": ["dog", "cat"]}}))  # the network's order, not the folder's
-    assert run("evaluate", "train-small-seed0", "--data", pets, *QUICK, "--out", "s")[0] == 0
-    errors = [Result.load(out).clean.error.value for out in ("r", "s")]
-    assert sum(errors) == pytest.approx(100)
-    record.write_text(json.dumps({"data": {"classes": ["0", "1"]}}))
-    refused = run("evaluate", "train-small-seed0", "--data", pets, *QUICK, "--out", "t")
-    one_clear_line(refused, "not trained on, such as 'cat'")
-
-
 def test_again_measures_nothing_and_other_settings_are_refused(run, pets, monkeypatch):
     words = ["evaluate", f"{__name__}:make_mean", "--allow-code", "--data", pets, "--out", "r"]
     monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])

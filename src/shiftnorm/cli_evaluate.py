@@ -26,6 +26,7 @@ from shiftnorm.cli_open import (
     names_in_files,
     open_files,
     open_frames,
+    open_tested,
     read_classes,
 )
 from shiftnorm.cli_report import add_report_verb
@@ -85,7 +86,7 @@ def add_evaluate_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     evaluate.add_argument(
         "--data", metavar="DATA", help="a folder or archive of images, clean or corrupted already, or of perturbation "
-        "sequences; or a data set's name"
+        "sequences; or a data set's name (default: what a run was measured on, where its recipe says where that is)"
     )  # fmt: skip
     evaluate.add_argument("--out", metavar="DIR", help="where results go (default: runs/evaluate-MODEL-DATA)")
     evaluate.add_argument("--name", metavar="TEXT", help="what the report calls the model")
@@ -180,9 +181,9 @@ def _images(options: argparse.Namespace, kind: str, about: dict[str, Any] | None
         )
     dataset = _of_run(options, about) if about else None
     if dataset is None:
-        if options.data is None:
-            raise ValueError("evaluate: expected --data, a folder of images or a data set's name, such as cifar10.")
-        dataset = open_images(options)
+        dataset = open_tested(options) if options.data is None else open_images(options)
+    if dataset is None:
+        raise ValueError("evaluate: expected --data, a folder of images or a data set's name, such as cifar10.")
     return dataset if classes is None else match_classes(dataset, classes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ __all__ = [
     "names_in_files",
     "open_files",
     "open_frames",
+    "open_tested",
     "read_classes",
 ]
 
@@ -151,6 +153,35 @@ def open_files(options: argparse.Namespace) -> CorruptedSet:
             **shared,
         )
     return found if options.limit is None else found.limit(options.limit)
+
+
+def open_tested(options: argparse.Namespace) -> Dataset | None:
+    """The images that a recipe's run was measured on, if MODEL is one and its recipe says where they are.
+
+    Example:
+        >>> open_tested(argparse.Namespace(model="timm/resnet50")) is None
+        True
+
+    Args:
+        options: with ``model`` and those of `add_data_options`.
+    """
+    recipe_file = Path(options.model).with_name("recipe.yaml")
+    if not (Path(options.model).is_file() and recipe_file.is_file() and importlib.util.find_spec("lightning")):
+        return None
+    from shiftnorm.evaluate.progress import plural
+    from shiftnorm.fit.data import load_fit_data
+    from shiftnorm.train_recipe import load_train_recipe
+
+    recipe = load_train_recipe(recipe_file)
+    if recipe.data.name != "digits" and recipe.data.root is None:
+        return None
+    for name in ("domain", "split", "preprocess", "root", "wnids"):
+        if getattr(options, name, None) is not None:
+            raise ValueError(f"--{name} has no meaning for the images of a run; give --data too, for others.")
+    data = load_fit_data(recipe.data, test_limit=recipe.evaluate.limit, part=recipe.evaluate.part)
+    test = data.test if options.limit is None else data.test.limit(options.limit)
+    print(f"{len(test):,} {plural('image', len(test))} of {test.name} that the run was measured on.", flush=True)
+    return test
 
 
 def open_frames(options: argparse.Namespace) -> SequenceSet:
