@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from triton.backends.nvidia.compiler import get_ptxas
 
 from record import RESULTS, save
 from shiftnorm.ops import triton_passes as passes
+from shiftnorm.ops import triton_single, triton_sort, triton_unit
+from shiftnorm.ops.triton_launch import pixel_launch, pixel_view, set_launch, sort_launch, view_of
 
 FORMAT = "shiftnorm.triton_resources/1"
 SHAPES = [
@@ -36,6 +38,14 @@ SHAPES = [
     (2, 32, 128, 128, 128),
     (1, 1, 1024, 1024),
 ]
+# For the kernels of whole norms: shapes, and the channels that share moments in one of ResNet-50's GroupNorms.
+WHOLE = [
+    ((64, 2048, 7, 7), 64),
+    ((64, 1024, 14, 14), 32),
+    ((64, 512, 28, 28), 16),
+    ((32, 64, 56, 56), 2),
+    ((2, 256, 16, 16, 16), 8),
+]
 DTYPES = [torch.bfloat16, torch.float32]
 LAYOUTS = ["contiguous", "channels_last"]
 TYPES = {
@@ -43,15 +53,15 @@ TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.bool: "*i1",
+    torch.int16: "*i16",
+    torch.int64: "*i64",
 }
 
 
 class Recorder:
     """Stands for a kernel and notes its launches."""
 
-    def __init__(
-        self, kernel: Any, launches: list[tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]]
-    ) -> None:
+    def __init__(self, kernel: Any, launches: Launched) -> None:
         self.kernel = kernel
         self.launches = launches
 
@@ -65,46 +75,58 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="one shape")
     parser.add_argument("--output", type=Path, help="the record")
     options = parser.parse_args(arguments)
-    record = measured(SHAPES[:1] if options.quick else SHAPES, options.capability)
-    for row in record["kernels"]:
+    shapes, whole = (SHAPES[:1], WHOLE[:1]) if options.quick else (SHAPES, WHOLE)
+    record = measured(shapes, whole, options.capability)
+    for row in [*record["kernels"], *record["norms"]]:
         print(line(row))
     path = save(record, options.output or RESULTS / f"triton-sm_{options.capability}.json")
     print(f"record: {path}", file=sys.stderr)
 
 
-def measured(shapes: Sequence[tuple[int, ...]], capability: int) -> dict[str, Any]:
-    rows: list[dict[str, Any]] = []
-    for shape in shapes:
-        for layout in LAYOUTS:
-            for dtype in DTYPES:
-                x = torch.empty(shape, dtype=dtype, device="meta")
-                if layout == "channels_last":
-                    x = x.movedim(1, -1).contiguous().movedim(-1, 1)
-                for kernel, grid, given, meta in launches(x):
-                    rows.append(
-                        {
-                            "kernel": name_of(kernel, given, meta),
-                            "shape": list(shape),
-                            "layout": layout,
-                            "dtype": str(dtype).removeprefix("torch."),
-                            "programs": grid[0],
-                            "tile": [meta["PLANES"], meta.get("PLACES", meta.get("SPLITS"))],
-                            "warps": meta.get("num_warps", 4),
-                            **compiled(kernel, given, meta, capability),
-                        }
-                    )
+Launched = list[tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]]
+
+
+def measured(
+    shapes: Sequence[tuple[int, ...]], whole: Sequence[tuple[tuple[int, ...], int]], capability: int
+) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "target": f"sm_{capability}",
         "triton": triton.__version__,
         "torch": torch.__version__,
-        "kernels": rows,
+        "kernels": [row for shape in shapes for row in rows_of(shape, launches, capability)],
+        "norms": [
+            row
+            for shape, sharing in whole
+            for row in rows_of(shape, lambda x, sharing=sharing: norm_launches(x, sharing), capability)
+        ],
     }
 
 
-def launches(x: Tensor) -> list[tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]]:
-    found: list[tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]] = []
+def rows_of(
+    shape: tuple[int, ...], launched: Callable[[Tensor], Launched], capability: int
+) -> Iterator[dict[str, Any]]:
+    for layout in LAYOUTS:
+        for dtype in DTYPES:
+            x = torch.empty(shape, dtype=dtype, device="meta")
+            if layout == "channels_last":
+                x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+            for kernel, grid, given, meta in launched(x):
+                yield {
+                    "kernel": name_of(kernel, given, meta),
+                    "shape": list(shape),
+                    "layout": layout,
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "programs": grid[0],
+                    "tile": [meta["PLANES"], meta.get("PLACES", meta.get("SPLITS"))],
+                    "warps": meta.get("num_warps", 4),
+                    **compiled(kernel, given, meta, capability),
+                }
+
+
+def launches(x: Tensor) -> Launched:
+    found: Launched = []
     wrap = lambda kernel: Recorder(kernel, found)
     row = torch.empty(x.shape[:2], device="meta")
     mask = torch.empty((x.shape[0], 1, *x.shape[2:]), dtype=torch.bool, device="meta")
@@ -117,6 +139,30 @@ def launches(x: Tensor) -> list[tuple[Any, tuple[int, ...], tuple[Any, ...], dic
     passes.apply(x, row, row, row, x, "relu", wrap=wrap)
     passes.reduce(x, x, row, row, row, x, "relu", wrap=wrap)
     passes.combine(x, x, row, row, row, row, row, x, "relu", wrap=wrap)
+    return found
+
+
+def norm_launches(x: Tensor, sharing: int) -> Launched:
+    """What whole norms launch where x is kept on chip: InstanceNorm and GroupNorm, DomainNorm, EFDMix."""
+    found: Launched = []
+    wrap = lambda kernel: Recorder(kernel, found)
+    row, channel = torch.empty(x.shape[:2], device="meta"), torch.empty(x.shape[1], device="meta")
+    for sets in (set_launch(view_of(x), together, x.element_size()) for together in (1, sharing)):
+        if sets is not None:
+            _, moments = triton_single.forward(x, sets, channel, channel, 1e-5, wrap=wrap)
+            triton_single.backward(x, x, sets, channel, moments, wrap=wrap)
+    pixels = pixel_launch(pixel_view(x), x.element_size())
+    if pixels is not None:
+        triton_unit.forward(x, pixels, row, row, channel, channel, x.dtype, 1e-12, wrap=wrap)
+        triton_unit.backward(x, x, pixels, row, row, channel, 1e-12, wrap=wrap)
+    planes = sort_launch(view_of(x), x.element_size())
+    if planes is not None:
+        share, partner = (
+            torch.empty(x.shape[0], device="meta"),
+            torch.empty(x.shape[0], dtype=torch.int64, device="meta"),
+        )
+        _, order = triton_sort.mix(x, planes, share, partner, wrap=wrap)
+        triton_sort.mix_gradient(x, planes, order, share, partner, wrap=wrap)
     return found
 
 
@@ -142,6 +188,8 @@ def compiled(kernel: Any, given: tuple[Any, ...], meta: dict[str, Any], capabili
         elif index >= len(given) or value is None or value == 1:
             signature[name] = "constexpr"
             constants[(index,)] = value
+        elif isinstance(value, float):
+            signature[name] = "fp32"
         else:
             signature[name] = "i32" if value < 2**31 else "i64"
             if value % 16 == 0:

@@ -86,6 +86,20 @@ def test_masks_and_regions(layout: str, padding: float, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_gradient_through_moments_alone_is_one_pass(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(TritonBackend, "apply", lambda *a, run=TritonBackend.apply: (ran.append("apply"), run(*a))[1])
+    x, weights = random((2, 3, 5, 7), layout).requires_grad_(), torch.randn(2, 2, 3, device=DEVICE)
+    found: list[Tensor] = []
+    for backend in ("triton", "eager"):
+        with use_backend(backend):
+            m = moments(x)
+            found += torch.autograd.grad((weights[0] * m.mean + weights[1] * m.var).sum(), x)
+    assert ran == ["apply"]
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_everything_that_depends_on_everything(layout: str) -> None:
     x = random((3, 4, 5, 7), layout).requires_grad_()
     weight = torch.rand(1, 4, device=DEVICE, requires_grad=True)

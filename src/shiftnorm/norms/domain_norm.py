@@ -10,7 +10,10 @@ from torch import Tensor
 
 from shiftnorm.norms.base import NormLayer, OfficialTensor, check_input
 from shiftnorm.ops import Affine, Moments, choose, is_traced, moments, normalize
+from shiftnorm.ops.dispatch import is_batched
 from shiftnorm.ops.eager import accumulation_dtype, as_planes, spatial_dims
+from shiftnorm.ops.on_chip import pixels_on_chip
+from shiftnorm.ops.triton_launch import PixelLaunch
 
 __all__ = ["DomainNorm", "Form"]
 
@@ -215,12 +218,20 @@ class _Unit(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> Tensor:  # pyright: ignore
         *tensors, ctx.dtype = inputs
         ctx.save_for_backward(*tensors)
-        return _plain_unit(*inputs)
+        ctx.launch = pixels_on_chip(*tensors)
+        if ctx.launch is None:
+            return _plain_unit(*inputs)
+        from shiftnorm.ops import triton_unit
+
+        x, mean, gain, weight, bias = tensors
+        return triton_unit.forward(x, ctx.launch, mean, gain, weight, bias, ctx.dtype, _SHORTEST)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:  # pyright: ignore
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_batched(g):
             return *_plain_gradients(g, ctx.saved_tensors, ctx.needs_input_grad, ctx.dtype), None
+        if ctx.launch is not None:
+            return *_kernel_gradients(g, ctx.saved_tensors, ctx.launch), None
         x, mean, gain, weight, _ = ctx.saved_tensors
         _, needs_mean, needs_gain, needs_weight, needs_bias, _ = ctx.needs_input_grad
         pixels = (0, *spatial_dims(x))
@@ -245,13 +256,26 @@ class _Unit(torch.autograd.Function):
         return dz.mul_(as_planes(gain, x)).to(x.dtype), dmean, dgain, dweight, dbias, None
 
 
+def _kernel_gradients(g: Tensor, saved: Sequence[Any], launch: PixelLaunch) -> tuple[Tensor | None, ...]:
+    from shiftnorm.ops import triton_unit
+
+    x, mean, gain, weight, bias = saved
+    dx, of_moments, of_parameters = triton_unit.backward(g, x, launch, mean, gain, weight, _SHORTEST)
+    dmean, dgain = (None, None) if of_moments is None else of_moments.unbind()
+    if of_parameters is None:
+        return dx, dmean, dgain, None, None
+    return dx, dmean, dgain, of_parameters[0].to(weight.dtype), of_parameters[1].to(bias.dtype)
+
+
 def _plain_gradients(
     g: Tensor, saved: Sequence[Tensor | None], needs: Sequence[bool], dtype: torch.dtype
 ) -> list[Tensor | None]:
     # Gradients that can be differentiated again. Each input stands alone, as a view: mean and gain depend on x, and
     # that path is not this node's; second derivatives go on through the views.
-    views = [None if t is None else t.view_as(t) for t in saved]
-    y = _plain_unit(*views, dtype)  # pyright: ignore
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        views = [None if t is None else t.view_as(t) for t in saved]
+        y = _plain_unit(*views, dtype)  # pyright: ignore
     wanted = [t for t, need in zip(views, needs, strict=False) if need and t is not None]
-    gradients = iter(torch.autograd.grad(y, wanted, g, create_graph=True))  # pyright: ignore
+    gradients = iter(torch.autograd.grad(y, wanted, g, create_graph=again))  # pyright: ignore
     return [next(gradients) if need else None for need in needs[: len(views)]]

@@ -11,6 +11,8 @@ from shiftnorm.norms.base import NormLayer, check_input
 from shiftnorm.norms.draws import check_partners, draw_beta, draw_partners
 from shiftnorm.norms.mix_style import check_mixing
 from shiftnorm.ops import is_traced
+from shiftnorm.ops.dispatch import is_batched
+from shiftnorm.ops.on_chip import planes_to_sort
 
 __all__ = ["EFDMix", "EFDMixDraw", "match_distribution"]
 
@@ -222,6 +224,13 @@ class _Mix(torch.autograd.Function):
     def forward(  # pyright: ignore
         ctx: Any, planes: Tensor, share: Tensor, permutation: Tensor, order: Tensor | None
     ) -> Tensor:
+        ctx.launch = planes_to_sort(planes, share, permutation) if order is None else None
+        if ctx.launch is not None:
+            from shiftnorm.ops import triton_sort
+
+            y, short = triton_sort.mix(planes, ctx.launch, share, permutation)
+            ctx.save_for_backward(short, share, permutation)
+            return y
         y, order = _mixed(planes, share, permutation, order)
         ctx.save_for_backward(order.to(torch.int16 if planes.shape[-1] <= 1 << 15 else torch.int32), share, permutation)
         return y
@@ -229,6 +238,10 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:  # pyright: ignore
         short, share, permutation = ctx.saved_tensors
+        if ctx.launch is not None and not torch.is_grad_enabled() and not is_batched(g):
+            from shiftnorm.ops import triton_sort
+
+            return triton_sort.mix_gradient(g, ctx.launch, short, share, permutation), None, None, None
         order = short.long()
         wide = g if g.dtype == torch.float64 else g.float()
         by_rank = (wide * share).gather(-1, order)

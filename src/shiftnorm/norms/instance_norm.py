@@ -10,6 +10,7 @@ from torch import Tensor
 from shiftnorm.norms.base import MomentNorm
 from shiftnorm.norms.group_norm import native_group_norm
 from shiftnorm.ops import Affine, Moments
+from shiftnorm.ops.single import normalize_at_once
 
 __all__ = ["InstanceNorm"]
 
@@ -66,6 +67,15 @@ class InstanceNorm(MomentNorm):
         if self.weight is None or self.bias is None:
             return Affine(gain, torch.zeros_like(m.mean))
         return Affine(self.weight * gain, self.bias.to(gain.dtype).expand_as(gain))
+
+    def at_once(self, x: Tensor) -> Tensor | None:
+        """One Triton kernel each way, on a GPU, where a plane fits on chip.
+
+        Example:
+            >>> InstanceNorm(4).at_once(torch.randn(2, 4, 3, 3)) is None  # on a CPU
+            True
+        """
+        return normalize_at_once(x, 1, self.weight, self.bias, self.eps)
 
     def native(self, x: Tensor) -> Tensor | None:
         """GroupNorm with one channel per group, torch's fastest kernel for contiguous planes on a CPU.

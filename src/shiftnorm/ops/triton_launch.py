@@ -18,7 +18,20 @@ from torch import Tensor
 
 from shiftnorm.ops.eager import elements_per_plane
 
-__all__ = ["Launch", "View", "map_launch", "programs", "sum_launch", "view_of"]
+__all__ = [
+    "Launch",
+    "PixelLaunch",
+    "SetLaunch",
+    "View",
+    "map_launch",
+    "pixel_launch",
+    "pixel_view",
+    "programs",
+    "set_launch",
+    "sort_launch",
+    "sum_launch",
+    "view_of",
+]
 
 # Enough programs to fill the largest device at hand a few times over (an H200 has 132 multiprocessors).
 _ENOUGH = 1024
@@ -33,6 +46,16 @@ _SMALL_TILE = 512
 _SHORT = 4
 # Side of a channels-last tile along the channels: full 128-byte lines.
 _CHANNELS = 64
+# Elements that a program can keep in registers between reading and writing them, gradients beside them.
+_ON_CHIP = 1 << 14
+# What memory hands out at once; programs that share such pieces of it would read more than there is.
+_SECTOR = 32
+# Elements of a plane that a program sorts.
+_MOST_SORTED = 1 << 12
+# All of a pixel's channels are to fit on chip, together with those of enough pixels beside it.
+_MOST_PIXEL_CHANNELS = 1024
+# Offsets inside a tile are 32-bit.
+_FAR = 1 << 31
 
 
 class View(NamedTuple):
@@ -78,6 +101,39 @@ class Launch(NamedTuple):
         return self.segment <= self.places
 
 
+class SetLaunch(NamedTuple):
+    """The launch of a kernel that keeps whole sets of planes on chip, ``sharing`` planes each, ``deep`` in the tile.
+
+    Example:
+        >>> import torch
+        >>> set_launch(view_of(torch.zeros(32, 64, 14, 14)), sharing=2, itemsize=4)
+        SetLaunch(sharing=2, deep=2, planes=2, places=256, warps=1, programs=1024)
+    """
+
+    sharing: int
+    deep: int
+    planes: int
+    places: int
+    warps: int
+    programs: int
+
+
+class PixelLaunch(NamedTuple):
+    """The launch of a kernel that keeps all channels of some pixels on chip.
+
+    Example:
+        >>> import torch
+        >>> pixel_launch(pixel_view(torch.zeros(32, 64, 56, 56)), itemsize=4)
+        PixelLaunch(planes=64, places=32, warps=8, steps=8, splits=13)
+    """
+
+    planes: int
+    places: int
+    warps: int
+    steps: int
+    splits: int
+
+
 def view_of(x: Tensor) -> View:
     """How the kernels see x, which is contiguous or channels-last.
 
@@ -90,6 +146,19 @@ def view_of(x: Tensor) -> View:
     if x.is_contiguous():
         return View(1, n * c, size, True, math.gcd(size, 16))
     return View(n, c, size, False, math.gcd(c, 16))
+
+
+def pixel_view(x: Tensor) -> View:
+    """How kernels see x that take a pixel's channels together: a group is a sample in either memory format.
+
+    Example:
+        >>> import torch
+        >>> pixel_view(torch.zeros(2, 3, 4, 5))
+        View(groups=2, planes=3, places=20, rows=True, unit=4)
+    """
+    view = view_of(x)
+    samples = int(x.shape[0])
+    return view._replace(groups=samples, planes=view.groups * view.planes // samples)
 
 
 def sum_launch(view: View) -> Launch:
@@ -126,6 +195,98 @@ def programs(view: View, launch: Launch) -> int:
         2048
     """
     return view.groups * launch.splits * _ceil(view.planes, launch.planes)
+
+
+@lru_cache(maxsize=4096)
+def set_launch(view: View, sharing: int, itemsize: int, room: int = _ON_CHIP) -> SetLaunch | None:
+    """The launch of a kernel that takes whole sets of ``sharing`` planes, or None where none fits into ``room``.
+
+    Example:
+        >>> import torch
+        >>> x = torch.zeros(32, 64, 56, 56)
+        >>> set_launch(view_of(x), sharing=1, itemsize=4)
+        SetLaunch(sharing=1, deep=1, planes=1, places=4096, warps=8, programs=2048)
+        >>> set_launch(view_of(x), sharing=64, itemsize=4) is None
+        True
+    """
+    deep, places = _power(sharing), _power(view.places)
+    sets = view.planes // sharing
+    if deep * places > room or (not view.rows and view.planes * view.places >= _FAR):
+        return None
+
+    def count(wide: int) -> int:
+        return view.groups * _ceil(sets, wide)
+
+    def line(wide: int) -> int:
+        return min(wide, sets) * sharing * itemsize  # bytes that lie side by side where channels are last
+
+    if view.rows:
+        wide = min(max(_TILE // (deep * places), 1), _power(sets))
+        while wide > 1 and wide * deep * places > _SMALL_TILE and count(wide) < 2 * _ENOUGH:
+            wide //= 2
+    else:
+        wide = min(max(_CHANNELS // deep, 1), _power(sets))
+        # Half of what fits, if that leaves whole sectors: two programs then share a multiprocessor. And where lanes of
+        # the tile are idle, addresses take as many registers as values.
+        most = room if deep == sharing else room // 2
+        while wide > 1 and (wide * deep * places > most or (wide * deep * places > room // 2 and line(wide) > _SECTOR)):
+            wide //= 2
+        while wide > 1 and wide * deep * places > _SMALL_TILE and count(wide) < _ENOUGH and line(wide) > 2 * _SECTOR:
+            wide //= 2
+        if wide * deep * places > most or (wide < sets and line(wide) < _SECTOR):
+            return None
+    elements = wide * deep * places
+    warps = 16 if elements > _ON_CHIP // 2 else max(1, min(8, elements // 512))
+    return SetLaunch(sharing, deep, wide * deep, places, warps, count(wide))
+
+
+def sort_launch(view: View, itemsize: int) -> SetLaunch | None:
+    """The launch of a kernel that sorts planes, or None where these are too large.
+
+    Example:
+        >>> import torch
+        >>> sort_launch(view_of(torch.zeros(32, 64, 56, 56)), itemsize=4)
+        SetLaunch(sharing=1, deep=1, planes=1, places=4096, warps=16, programs=2048)
+    """
+    if view.places > _MOST_SORTED:
+        return None
+    launch = set_launch(view, 1, itemsize, _MOST_SORTED)
+    if launch is None:
+        return None
+    # Keys of 64 bits, and the instructions to compare them, are spread over more threads.
+    return launch._replace(warps=max(1, min(16, launch.planes * launch.places // 256)))
+
+
+@lru_cache(maxsize=4096)
+def pixel_launch(view: View, itemsize: int) -> PixelLaunch | None:
+    """The launch of a kernel that takes all channels of some pixels, or None where they do not fit on chip.
+
+    Where it sums over planes, a program takes ``steps`` tiles, one after the other.
+
+    Example:
+        >>> import torch
+        >>> x = torch.zeros(32, 256, 28, 28)
+        >>> pixel_launch(pixel_view(x), itemsize=2)
+        PixelLaunch(planes=256, places=16, warps=8, steps=7, splits=7)
+        >>> pixel_launch(pixel_view(torch.zeros(1, 4000, 2)), itemsize=2) is None
+        True
+    """
+    planes = _power(view.planes)
+    if planes > _MOST_PIXEL_CHANNELS or view.planes * view.places >= _FAR:
+        return None
+    places = max(_TILE // planes, 4)
+    if view.rows:  # whole lines of every channel, or whole sectors, as far as registers go
+        line = 2 * _SECTOR // itemsize
+        places = max(places, line if planes * line <= _LARGE_TILE else line // 2)
+        # Elements that are loaded in small pieces take registers for their addresses.
+        most = _LARGE_TILE * 2 if view.unit >= 8 else _LARGE_TILE if view.unit >= 4 else _TILE
+        places = min(places, most // planes)
+    places = min(places, _power(view.places))
+    tiles = _ceil(view.places, places)
+    steps = _ceil(tiles, min(_ceil(_ENOUGH, view.groups), _ceil(tiles, 2 * _SHORT)))
+    each = 16 if itemsize < 4 and view.unit >= 4 else 8  # elements of a thread
+    warps = max(1, min(16, planes * places // (32 * each)))
+    return PixelLaunch(planes, places, warps, steps, _ceil(tiles, steps))
 
 
 @lru_cache(maxsize=4096)

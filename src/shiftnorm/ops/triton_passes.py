@@ -16,18 +16,28 @@ import torch
 from torch import Tensor
 
 from shiftnorm.ops import triton_kernels as kernels
-from shiftnorm.ops.triton_launch import Launch, View, map_launch, programs, sum_launch, view_of
+from shiftnorm.ops.triton_launch import (
+    Launch,
+    PixelLaunch,
+    SetLaunch,
+    View,
+    map_launch,
+    programs,
+    sum_launch,
+    view_of,
+)
 
 _JOINED = 1024  # most elements of the tile that joins splits
 
 Wrap = Callable[[Any], Any]
 
 
-def _bare(kernel: Any) -> Any:
+def bare(kernel: Any) -> Any:
+    """The kernel itself: what ``wrap`` is outside of compilers."""
     return kernel
 
 
-def moments(x: Tensor, mask: Tensor | None = None, *, wrap: Wrap = _bare) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor, mask: Tensor | None = None, *, wrap: Wrap = bare) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per plane, (N, C) float32 each: one read of x.
 
     With a mask, (N or 1, 1, *), of the places where it is nonzero; the rest may hold anything, and a plane without any
@@ -45,12 +55,12 @@ def apply(
     residual: Tensor | None = None,
     activation: str = "none",
     *,
-    wrap: Wrap = _bare,
+    wrap: Wrap = bare,
 ) -> Tensor:
     """``activation(gain * (x - center) + mean + residual)``: one read, with a residual two, and one write."""
     y = torch.empty_like(x)
     rows = _coefficients(x, gain, center, mean)
-    _map(x, kernels.apply_tile, (x, _like(residual, x), *rows, y), wrap, ACTIVATION=activation)
+    _map(x, kernels.apply_tile, (x, as_laid_out(residual, x), *rows, y), wrap, ACTIVATION=activation)
     return y
 
 
@@ -63,7 +73,7 @@ def reduce(
     residual: Tensor | None = None,
     activation: str = "none",
     *,
-    wrap: Wrap = _bare,
+    wrap: Wrap = bare,
 ) -> tuple[Tensor, Tensor]:
     """Sum over each plane of h and of ``h * (x - center)``, (N, C) float32 each: one read of every tensor.
 
@@ -72,7 +82,7 @@ def reduce(
     """
     if activation == "none":
         gain = mean = residual = None
-    tensors = (_like(g, x), x, _like(residual, x), *_coefficients(x, center, gain, mean))
+    tensors = (as_laid_out(g, x), x, as_laid_out(residual, x), *_coefficients(x, center, gain, mean))
     return _sums(x, kernels.reduce_tile, tensors, kernels.join_sums, 2, wrap, ACTIVATION=activation)
 
 
@@ -88,7 +98,7 @@ def combine(
     activation: str = "none",
     *,
     mask: Tensor | None = None,
-    wrap: Wrap = _bare,
+    wrap: Wrap = bare,
 ) -> tuple[Tensor, Tensor | None]:
     """``gain * h + slope * (x - center) + offset`` and, with a residual, h: one read and one write of each.
 
@@ -100,7 +110,7 @@ def combine(
         mean = residual = None
     places, sharing = _places(mask, x)
     rows = _coefficients(x, center, gain, mean, slope, offset)
-    tensors = (_like(g, x), x, places, _like(residual, x), *rows, dx, dresidual)
+    tensors = (as_laid_out(g, x), x, places, as_laid_out(residual, x), *rows, dx, dresidual)
     _map(x, kernels.combine_tile, tensors, wrap, sharing, ACTIVATION=activation)
     return dx, dresidual
 
@@ -149,10 +159,22 @@ def _empty(count: int, shape: tuple[int, ...], x: Tensor) -> list[Tensor]:
 @lru_cache(maxsize=4096)
 def _arguments(view: View, launch: Launch) -> tuple[tuple[int], tuple[int, int], dict[str, Any]]:
     """Grid, sizes in units, and the constants of a tile."""
+    return (programs(view, launch),), *tile_of(view, launch)
+
+
+@lru_cache(maxsize=4096)
+def set_arguments(view: View, launch: SetLaunch) -> tuple[tuple[int], tuple[int, int], dict[str, Any]]:
+    """The same for a kernel that takes whole sets of planes."""
+    sizes, tile = tile_of(view, launch)
+    return (launch.programs,), sizes, {"SHARING": launch.sharing, "DEEP": launch.deep, **tile}
+
+
+def tile_of(view: View, launch: Launch | SetLaunch | PixelLaunch) -> tuple[tuple[int, int], dict[str, Any]]:
+    """Sizes in units, and the constants of a tile."""
     unit = (1, view.unit) if view.rows else (view.unit, 1)
     tile = {"UNIT": view.unit, "ROWS": view.rows, "PLANES": launch.planes, "PLACES": launch.places}
     sizes = view.planes // unit[0], view.places // unit[1]
-    return (programs(view, launch),), sizes, {**tile, "num_warps": launch.warps}
+    return sizes, {**tile, "num_warps": launch.warps}
 
 
 def _joining(rows: int, splits: int) -> tuple[tuple[int], dict[str, Any]]:
@@ -172,7 +194,7 @@ def _coefficients(x: Tensor, *coefficients: Tensor | None) -> list[Tensor | None
     ]
 
 
-def _like(g: Tensor | None, x: Tensor) -> Tensor | None:
+def as_laid_out(g: Tensor | None, x: Tensor) -> Tensor | None:
     """g laid out as x is: gradients come in any layout."""
     if g is None:
         return None
