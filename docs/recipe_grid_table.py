@@ -39,7 +39,8 @@ def make_table(directory: Path) -> str:
         for part in ("clean", "corrupted", "over_seeds"):
             if _rounded(getattr(row, part)) != _rounded(getattr(made, part)):
                 raise ValueError(f"{directory}: {row.name}: {part} of grid.json is not what its records give.")
-    return f"{to_markdown(rows, held_out=grid['held_out']).rstrip()}\n\n{_by_corruption(grid['recipes'], records)}"
+    table = to_markdown(rows, held_out=grid.get("held_out", False)).rstrip()
+    return f"{table}\n\n{_by_corruption(grid['recipes'], records)}"
 
 
 def _read_row(row: dict[str, Any]) -> GridRow:

@@ -47,6 +47,7 @@ def test_means_differences_and_corruptions_are_shown(directory: Path) -> None:
     assert re.search(r"^\| base \| 2 \| 10\.5 ± 0\.7 \| 31\.5 ± 2\.1 \| – \|", table, re.MULTILINE)
     # 26 and 28 against 30 and 33: -4 and -5, whose standard error is 0.5 and Student's quantile 12.706.
     assert "| small/cn | 2 | 10.5 ± 0.7 | 27.0 ± 1.4 | −4.5 [−10.9, +1.9] |" in table
+    assert "with its p-value, and" in table
     assert "| Corruption | base | cn |" in table and "held out" not in table
     assert "| fog | 21.0 | **19.5** |" in table
     assert "| jpeg compression | 42.0 | **34.5** |" in table

@@ -77,8 +77,8 @@ class TrainRecipe:
             refuse(self, "summary", "one line of text")
         if self.evaluate.part == "validation" and not self.data.validation:
             raise ValueError(
-                "TrainRecipe: evaluate.part: expected 'test', as data.validation holds no images out, got 'validation'. "
-                "Say data.validation=0.2, for instance."
+                "TrainRecipe: evaluate.part: expected 'test', as data.validation holds no images out, got "
+                "'validation'. Say data.validation=0.2, for instance."
             )
 
 

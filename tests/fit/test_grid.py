@@ -11,6 +11,7 @@ import pytest
 
 from fit_runs import small_recipe
 from shiftnorm.fit import Stopped, TrainRecord, compare_recipes
+from shiftnorm.fit.grid_table import compare_rows, to_markdown
 from shiftnorm.train_recipe import TrainRecipe
 
 SHORT = ("loop.epochs=1", "loop.ema=0")
@@ -107,3 +108,19 @@ def test_grids_without_a_run_and_runs_that_share_a_folder_are_refused(tmp_path: 
     for chosen, seeds in (({}, [0]), ({"a": one}, []), ({"a": one}, [0, 0]), ({"a/b": one, "a-b": one}, [0])):
         with pytest.raises(ValueError, match="expected recipes of different names and different seeds"):
             compare_recipes(chosen, seeds, out=tmp_path)
+
+
+def test_p_values_are_those_of_all_comparisons_together() -> None:
+    errors = {"base": [30.0, 32.0, 31.0], "near": [29.0, 33.0, 31.5], "far": [20.0, 22.5, 20.5]}
+    records = [
+        TrainRecord("", name, seed, "complete", clean_error=5.0, mean_corruption_error={"value": value})
+        for name, values in errors.items()
+        for seed, value in enumerate(values)
+    ]
+    rows = compare_rows([*errors], records, {})
+    alone = {row.name: row.over_seeds.p_t for row in rows if row.over_seeds is not None}
+    assert alone["far"] is not None and alone["near"] is not None and alone["far"] < 0.01 < alone["near"]
+    table = to_markdown(rows)
+    assert f"| {2 * alone['far']:.3f} |" in table and f"| {alone['near']:.3f} |" in table
+    assert "p-value after Holm's correction for 2 comparisons" in table
+    assert "Holm" not in to_markdown(compare_rows(["base", "far"], records, {}))

@@ -13,7 +13,7 @@ from torch import Tensor
 from shiftnorm.evaluate.cell_folder import read_cells
 from shiftnorm.evaluate.cells import CLEAN, Stacked, stack
 from shiftnorm.evaluate.metrics import Summary, summarize
-from shiftnorm.evaluate.paired import ImageComparison, SeedComparison, compare_images, compare_seeds
+from shiftnorm.evaluate.paired import ImageComparison, SeedComparison, adjust_holm, compare_images, compare_seeds
 from shiftnorm.evaluate.progress import spell_rate
 from shiftnorm.evaluate.result import Result
 from shiftnorm.evaluate.robustness_table import find_mismatches
@@ -165,6 +165,9 @@ def to_markdown(rows: Sequence[GridRow], *, held_out: bool = False) -> str:
         "| Over seeds and images | Images/s |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
+    tested = [(row.name, row.over_seeds.p_t) for row in rows if row.over_seeds is not None]
+    known = {name: p_value for name, p_value in tested if p_value is not None}
+    adjusted = dict(zip(known, adjust_holm([*known.values()]), strict=True))
     for row in rows:
         seeds, images = row.over_seeds, row.over_images
         cells = [
@@ -173,7 +176,7 @@ def to_markdown(rows: Sequence[GridRow], *, held_out: bool = False) -> str:
             format_summary(row.clean),
             format_summary(row.corrupted),
             "–" if seeds is None else _between(seeds.difference, seeds.low, seeds.high),
-            "–" if seeds is None or seeds.p_t is None else f"{seeds.p_t:.3f}",
+            f"{adjusted[row.name]:.3f}" if row.name in adjusted else "–",
             "–" if images is None else _between(images.difference, images.low, images.high),
             "–" if row.images_per_s is None else spell_rate(row.images_per_s),
         ]
@@ -184,11 +187,15 @@ def to_markdown(rows: Sequence[GridRow], *, held_out: bool = False) -> str:
     if any(row.over_seeds is not None for row in rows):
         notes.append(
             f"Differences are of the mean corruption error to {rows[0].name}, paired by seed, with intervals of 95 %: "
-            "Student's t over seeds, with its p-value, and a bootstrap that draws seeds and images, which is too "
-            "narrow for few seeds."
+            f"Student's t over seeds, with its p-value{_holm(len(adjusted))}, and a bootstrap that draws seeds and "
+            "images, which is too narrow for few seeds."
         )
     notes += [f"{row.name}, seed {seed} failed: {message}" for row in rows for seed, message in row.failures.items()]
     return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def _holm(count: int) -> str:
+    return f" after Holm's correction for {count} comparisons" if count > 1 else ""
 
 
 def _between(value: float, low: float | None, high: float | None) -> str:
