@@ -1,4 +1,8 @@
-"""Calibration: how far confidence is from accuracy, in bins of equal width or of equal size."""
+"""Calibration: how far confidence is from accuracy, in bins of equal width or of equal size.
+
+Of an image its confidence is kept and whether it was right, not the probabilities of all classes that torchmetrics'
+functions take; tests hold the errors to theirs, and the diagram comes from the same bins.
+"""
 
 from __future__ import annotations
 
