@@ -2,7 +2,7 @@
 
 A page says where a table goes with ``<!-- begin NAME -->`` and ``<!-- end NAME -->``; NAME is one of ``TABLES``, or a
 directory under ``results/`` that holds the records of a comparison or, if its name begins so, of ``evaluate`` or of
-``compare-recipes``.
+``compare-recipes`` (``recipes-``, ``search-``).
 """
 
 from __future__ import annotations
@@ -356,7 +356,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "corruptions": make_corruptions_table,
 }
 
-KINDS: dict[str, Callable[[Path], str]] = {"evaluate": make_evaluation_table, "recipes": make_recipe_grid_table}
+KINDS: dict[str, Callable[[Path], str]] = {
+    "evaluate": make_evaluation_table,
+    "recipes": make_recipe_grid_table,
+    "search": make_recipe_grid_table,
+}
 
 
 def fill(text: str) -> str:
