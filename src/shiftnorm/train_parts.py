@@ -299,20 +299,20 @@ class EvaluateRecipe:
         ('fog',)
 
     Args:
-        part: the "test" images, or those that ``data.validation`` holds out of the training images, to choose by.
         corruptions: names, or "common" for the fifteen.
         severities: 1 to 5.
         seed: of their draws, the same for every run.
         constants: the published set of constants.
         limit: at most so many images; None for all.
+        part: the "test" images, or those that ``data.validation`` holds out of the training images, to choose by.
     """
 
-    part: Literal["test", "validation"] = "test"
     corruptions: tuple[str, ...] | Literal["common"] = "common"
     severities: tuple[int, ...] = (1, 2, 3, 4, 5)
     seed: int = 0
     constants: str = "cifar32"
     limit: int | None = None
+    part: Literal["test", "validation"] = "test"
 
     def __post_init__(self) -> None:
         check_types(self)
