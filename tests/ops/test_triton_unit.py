@@ -28,7 +28,7 @@ SHAPES = [
 
 
 def made(form: str, channels: int, dtype: torch.dtype = torch.float32) -> DomainNorm:
-    norm = DomainNorm(channels, form=form, dtype=dtype).to(DEVICE)  # pyright: ignore[reportArgumentType]
+    norm = DomainNorm(channels, form=form, dtype=dtype).to(DEVICE)
     for parameter in norm.parameters():
         nn.init.normal_(parameter, 0.5)
     return norm
@@ -90,7 +90,7 @@ def test_dead_pixels_give_zero_and_no_gradient(form: str, layout: str) -> None:
     x[1, :, 0, 0] = 0
     x = laid_out(x.to(DEVICE), layout).requires_grad_()
     with use_backend("triton"):
-        y = DomainNorm(4, form=form).to(DEVICE)(x)  # pyright: ignore[reportArgumentType]
+        y = DomainNorm(4, form=form).to(DEVICE)(x)
         (dx,) = torch.autograd.grad(y, x, random((2, 4, 3, 3), layout))
     assert y.isfinite().all() and not y[0].any()
     assert dx.isfinite().all() and not dx[0].any()
