@@ -40,6 +40,16 @@ def test_kills_at_random_moments_change_no_bit(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
+def test_a_file_that_is_removed_while_the_folder_is_read_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = CheckpointFolder(tmp_path)
+    kept = folder.write({"x": 1}, 7)
+    gone = kept.with_name(kept.name.replace("7-", "6-"))
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([gone, kept]))
+    assert folder.files() == [kept]
+
+
 def test_a_kill_while_a_checkpoint_is_written_loses_that_one_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,8 +79,14 @@ class CheckpointFolder:
             >>> CheckpointFolder("nowhere").files()
             []
         """
-        found = [file for file in self.path.glob(f"step-*{SUFFIX}") if _NAME.fullmatch(file.name)]
-        return sorted(found, key=lambda file: (int(file.name.split("-")[1]), file.stat().st_mtime_ns))
+        found: list[tuple[int, int, Path]] = []
+        for file in self.path.glob(f"step-*{SUFFIX}"):
+            if _NAME.fullmatch(file.name):
+                try:
+                    found.append((int(file.name.split("-")[1]), file.stat().st_mtime_ns, file))
+                except FileNotFoundError:  # the process that writes here has just removed it
+                    continue
+        return [file for _, _, file in sorted(found)]
 
     def write(self, content: dict[str, Any], step: int) -> Path:
         """Write a checkpoint, then remove the ones that are too many.
