@@ -19,22 +19,23 @@ from shiftnorm.ops.triton_place import in_elements, kept, loaded, tl, triton
 
 
 @triton.jit
-def sets_of(
+def _sets_of(
     planes,
     length,
     channels,
-    plane_stride,
-    place_stride,
+    UNIT: tl.constexpr,
     ROWS: tl.constexpr,
     SHARING: tl.constexpr,
     DEEP: tl.constexpr,
     PLANES: tl.constexpr,
     PLACES: tl.constexpr,
 ):
-    """Where a program stands: the numbers of its planes and sets, which of both there are, channels, and its tile.
+    """Where a program stands: the numbers of its planes and sets, which of both there are, channels, its tile, how far
+    apart planes lie, and how many elements a set has.
 
     A set is SHARING planes and takes DEEP of the tile, the next power of two.
     """
+    planes, length, plane_stride, place_stride = in_elements(planes, length, UNIT, ROWS)
     blocks = tl.cdiv(planes, PLANES // DEEP * SHARING)
     first = (tl.program_id(0) % blocks).to(tl.int64) * (PLANES // DEEP * SHARING)
     # Rows are one group; said aloud, Triton knows where vectors start.
@@ -56,7 +57,8 @@ def sets_of(
     channel = (first % channels).to(tl.int32) + plane
     if PLANES > DEEP:  # several sets, perhaps of several samples
         channel = channel % channels
-    return first + plane, first // SHARING + one, inside, there, channel, origin, tile, live
+    count = (length * SHARING).to(tl.float32)
+    return first + plane, first // SHARING + one, inside, there, channel, origin, tile, live, plane_stride, count
 
 
 @triton.jit
@@ -105,11 +107,9 @@ def whole_tile(
     The variance is that of deviations from the mean, which are counted from an element of the set: exact for equal
     values, and nothing cancels.
     """
-    planes, length, plane_stride, place_stride = in_elements(planes, length, UNIT, ROWS)
-    _number, own, inside, there, channel, origin, tile, live = sets_of(
-        planes, length, channels, plane_stride, place_stride, ROWS, SHARING, DEEP, PLANES, PLACES
+    _number, own, inside, there, channel, origin, tile, live, plane_stride, count = _sets_of(
+        planes, length, channels, UNIT, ROWS, SHARING, DEEP, PLANES, PLACES
     )
-    count = (length * SHARING).to(tl.float32)
     at = origin + tl.arange(0, PLANES // DEEP) * (SHARING * plane_stride)
     anchor = tl.load(x_ptr + at, mask=there, other=0.0).to(tl.float32)
     x = tl.where(live, loaded(x_ptr, origin, tile, live) - _beside(anchor, DEEP), 0.0)
@@ -153,9 +153,8 @@ def whole_gradient_tile(
     PLACES: tl.constexpr,
 ):
     """The gradient of x, and over each plane the sums of ``g * (x - mean) / sqrt(var + eps)`` and of g."""
-    planes, length, plane_stride, place_stride = in_elements(planes, length, UNIT, ROWS)
-    number, own, inside, there, channel, origin, tile, live = sets_of(
-        planes, length, channels, plane_stride, place_stride, ROWS, SHARING, DEEP, PLANES, PLACES
+    number, own, inside, there, channel, origin, tile, live, _plane_stride, count = _sets_of(
+        planes, length, channels, UNIT, ROWS, SHARING, DEEP, PLANES, PLACES
     )
     center = tl.load(moments_ptr + own, mask=there, other=0.0)
     rest = tl.load(moments_ptr + sets + own, mask=there, other=0.0)
@@ -169,7 +168,6 @@ def whole_gradient_tile(
         tl.store(sums_ptr + number, product, mask=inside)
         tl.store(sums_ptr + rows + number, total, mask=inside)
     if dx_ptr is not None:
-        count = (length * SHARING).to(tl.float32)
         if weight_ptr is not None:
             weight = _of_channel(weight_ptr, channel, inside)
             total *= weight
