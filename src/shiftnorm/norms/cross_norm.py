@@ -7,11 +7,12 @@ from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from shiftnorm.norms.base import MomentNorm
 from shiftnorm.norms.boxes import draw_box, inside_box
 from shiftnorm.norms.draws import check_partners, draw_permutation
-from shiftnorm.ops import Affine, Moments, normalize
+from shiftnorm.ops import Affine, Moments, is_traced, normalize
 
 __all__ = ["CrossNorm", "CrossNormDraw", "restyle"]
 
@@ -193,7 +194,7 @@ class CrossNorm(MomentNorm):
             generator: a generator on x's device.
         """
         device, samples = x.device, x.shape[0]
-        acts = self.active.to(device, copy=True)  # a controller changes the flag between a draw and its replay
+        acts = self.active.to(device).clone()  # a controller changes the flag between a draw and its replay
         if self.p < 1:
             acts = acts & (torch.rand((), device=device, generator=generator) < self.p)
         if self.pool_mean is not None:
@@ -250,13 +251,13 @@ class CrossNorm(MomentNorm):
         content = m if draw.content_box is None else boxes.pop(0)
         partner, channels = draw.partner, draw.channels
         exchanges = style is content  # within one set of planes, resting is being one's own partner
-        if exchanges:
+        if exchanges and not _is_known_to_act(draw.acts):
             partner = torch.where(draw.acts, partner, torch.arange(partner.shape[0], device=partner.device))
             if channels is not None:
                 channels = torch.where(draw.acts, channels, torch.arange(channels.shape[0], device=channels.device))
-        own_std = torch.sqrt(content.unbiased + self.eps)
-        std = own_std if exchanges else torch.sqrt(style.unbiased + self.eps)
-        mean, std = style.mean.index_select(0, partner), std.index_select(0, partner)
+        own_std = content.deviation(self.eps)
+        std = own_std if exchanges else style.deviation(self.eps)
+        mean, std = F.embedding(partner, style.mean), F.embedding(partner, std)
         if channels is not None:
             mean, std = mean.index_select(1, channels), std.index_select(1, channels)
         gain = std / own_std
@@ -278,6 +279,11 @@ class CrossNorm(MomentNorm):
         """
         head = "" if self.num_features is None else f"{self.num_features}, "
         return f"{head}mode={self.mode!r}, crop={self.crop!r}, p={self.p}"
+
+
+def _is_known_to_act(acts: Tensor) -> bool:
+    # Asking costs nothing on a CPU; elsewhere it would synchronise, and in a traced call fix the answer.
+    return acts.device.type == "cpu" and not is_traced(acts) and bool(acts)
 
 
 def restyle(
@@ -304,7 +310,7 @@ def restyle(
         raise ValueError(f"restyle: expected what to be 'both', 'mean' or 'std', got {what!r}.")
 
     def affine(m: Moments) -> Affine:
-        gain = torch.sqrt(style.unbiased + eps) / torch.sqrt(m.unbiased + eps)
+        gain = style.deviation(eps) / m.deviation(eps)
         return Affine(torch.ones_like(gain) if what == "mean" else gain, gain * m.mean if what == "std" else style.mean)
 
     return normalize(content, affine)

@@ -115,7 +115,7 @@ class DSU(MomentNorm):
         """
         if m.mean.shape[0] < 2:
             return Affine(torch.ones_like(m.mean), m.mean)
-        std = torch.sqrt(m.unbiased + self.eps)
+        std = m.deviation(self.eps)
         mean_spread = torch.sqrt(m.mean.var(0, keepdim=True) + self.eps)
         std_spread = torch.sqrt(std.var(0, keepdim=True) + self.eps)
         new_mean = m.mean + self.factor * draw.mean_noise * mean_spread

@@ -125,7 +125,7 @@ class MixStyle(MomentNorm):
         """
         check_partners("MixStyle", draw.permutation, m.mean.shape[0])
         own, other = draw.weight, 1 - draw.weight
-        std = torch.sqrt(m.unbiased + self.eps)
+        std = m.deviation(self.eps)
         mixed_std = own * std + other * std.index_select(0, draw.permutation)
         mixed_mean = own * m.mean + other * m.mean.index_select(0, draw.permutation)
         gain = torch.where(draw.acts, mixed_std / std, 1.0)

@@ -126,7 +126,7 @@ class PermutedAdaIN(MomentNorm):
             in_first_half = sample < size // 2
             acts = acts & in_first_half.unsqueeze(1)
             source = torch.where(in_first_half, sample + size // 2, sample)
-        std = torch.sqrt(m.unbiased + self.eps)
+        std = m.deviation(self.eps)
         style_mean, style_std = m.mean.detach().index_select(0, source), std.detach().index_select(0, source)
         gain = torch.where(acts, style_std / (std + self.eps), 1.0)
         return Affine(gain, torch.where(acts, style_mean, m.mean))

@@ -224,7 +224,10 @@ class RunningMoments(nn.Module):
         else:
             # Autograd keeps what evaluation normalises by, and a training pass before the backward moves the buffers.
             mean, var = (None if t is None else t.clone() for t in (self.running_mean, self.running_var))
-        return F.batch_norm(x, mean, var, weight, bias, batch, self.momentum or 0.0, eps)
+        pace = self.momentum or 0.0
+        if x.dim() == 2:  # small, as a gate's inputs are: F.batch_norm comes to this too, by three more calls
+            return torch.native_batch_norm(x, weight, bias, mean, var, batch, pace, eps)[0]
+        return F.batch_norm(x, mean, var, weight, bias, batch, pace, eps)
 
     def normalise_features(self, z: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
         """BatchNorm of (N, K) features that are no planes of anything, such as the inputs of a gate.

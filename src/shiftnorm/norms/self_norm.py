@@ -96,7 +96,7 @@ class SelfNorm(MomentNorm):
             >>> SelfNorm(2).affine(Moments(torch.zeros(4, 2), torch.ones(4, 2), 9)).gain.shape
             torch.Size([4, 2])
         """
-        std = torch.sqrt(m.unbiased + self.eps)
+        std = m.deviation(self.eps)
         gain = self.gate(m.mean, std)
         mean_gain = gain if self.mean_gate is None else self.mean_gate(m.mean, std)
         return Affine(gain, mean_gain * m.mean)
@@ -153,7 +153,7 @@ class _Gate(RunningMoments):
     def forward(self, mean: Tensor, std: Tensor) -> Tensor:
         if self.squeeze is None:
             of_mean, of_std = cast("Tensor", self.fc).unbind(1)  # torch.func puts tensors in the place of parameters
-            z = of_mean * mean + of_std * std
+            z = torch.addcmul(of_mean * mean, of_std, std)
         else:
             both = torch.cat([mean, std], dim=1)
             hidden = torch.relu(both @ self.squeeze.weight.to(both.dtype).T)

@@ -44,6 +44,21 @@ class Moments(NamedTuple):
             return self.var * (self.count / (self.count - 1).clamp(min=1))
         return self.var * (self.count / max(self.count - 1, 1))
 
+    def deviation(self, eps: float) -> Tensor:
+        """``sqrt(unbiased + eps)``: the standard deviation that norms of style divide and multiply by.
+
+        Example:
+            >>> Moments(torch.zeros(1, 1), torch.full((1, 1), 3.0), 4).deviation(eps=5.0)
+            tensor([[3.]])
+
+        Args:
+            eps: added to the unbiased variance under the root.
+        """
+        if isinstance(self.count, Tensor) or torch.compiler.is_compiling():  # alpha may be no symbol
+            return torch.sqrt(self.unbiased + eps)
+        # eps + bessel * var in one kernel
+        return torch.rsub(self.var, eps, alpha=-self.count / max(self.count - 1, 1)).sqrt()
+
     def detach(self) -> Moments:
         """The same moments as constants: no gradient flows into them.
 
