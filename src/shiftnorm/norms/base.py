@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from shiftnorm.norms.algebra import algebra_of, compiled_algebra
 from shiftnorm.ops import Affine, Moments, apply, is_forced, is_traced, moments, normalize
+from shiftnorm.ops.epilogue import ACTIVATIONS, apply_activated, normalize_activated
 
 __all__ = ["MomentNorm", "NormLayer", "OfficialTensor", "check_input", "run_fused"]
 
@@ -279,8 +280,16 @@ class MomentNorm(NormLayer, ABC):
         return run_fused([self], x, [self.draw(x) if draw is None else draw], mask)
 
 
-def run_fused(norms: Sequence[MomentNorm], x: Tensor, draws: Sequence[Any], mask: Tensor | None = None) -> Tensor:
+def run_fused(
+    norms: Sequence[MomentNorm],
+    x: Tensor,
+    draws: Sequence[Any],
+    mask: Tensor | None = None,
+    activation: str = "none",
+) -> Tensor:
     """Run several norms in one moments pass and one apply pass; norms that are the identity now take no part.
+
+    An activation that follows them, by its name in ``ops.epilogue``, is part of the second pass where it can be.
 
     Example:
         >>> from shiftnorm.norms import BatchNorm, SelfNorm
@@ -290,7 +299,7 @@ def run_fused(norms: Sequence[MomentNorm], x: Tensor, draws: Sequence[Any], mask
     """
     live = [(norm, draw) for norm, draw in zip(norms, draws, strict=True) if not norm.is_identity]
     if not live:
-        return x
+        return ACTIVATIONS[activation](x)
     region: Tensor | None = None
     regions: list[Moments] = []
     constant = False
@@ -307,12 +316,17 @@ def run_fused(norms: Sequence[MomentNorm], x: Tensor, draws: Sequence[Any], mask
     def to_affine(m: Moments) -> Affine:
         return (algebra or algebra_of)(live, regions, m)
 
+    after = activation if region is None else "none"  # what acts in a region only comes before what acts everywhere
     if any(norm.needs_moments for norm, _ in live):
+        if after != "none":
+            return normalize_activated(x, to_affine, activation=after, mask=mask, constant=constant)
         y = normalize(x, to_affine, mask=mask, constant=constant)
     else:
         origin = _origin(x)
+        if after != "none":
+            return apply_activated(x, origin, to_affine(origin), activation=after)
         y = apply(x, origin, to_affine(origin))
-    return y if region is None else torch.where(region, y, x)
+    return y if region is None else ACTIVATIONS[activation](torch.where(region, y, x))
 
 
 def _origin(x: Tensor) -> Moments:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import groupby
+from itertools import takewhile
 from typing import Any, cast, final
 
 import torch
@@ -29,7 +29,8 @@ class Chain(NormLayer):
 
     Args:
         norms: the layers in order. Nested chains are unpacked. Modules that are no moment norms (EFDMix, a CrossNorm
-            with a crop, an activation) are called in their place and end the run before them.
+            with a crop, a pooling layer) are called in their place and end the run before them; a ReLU, SiLU or GELU
+            behind a run of two or more is part of its second pass where Triton runs.
 
     Shape: as its norms.
     State: that of its norms, under their index.
@@ -92,24 +93,17 @@ class Chain(NormLayer):
         """
         check_input(self, x)
         draws = self.draw(x) if draw is None else draw
-        steps = zip(self, draws, strict=True)
-        for fusible, run in groupby((step for step in steps if not _is_identity(step[0])), key=_is_fusible):
-            members = list(run)
-            if fusible and len(members) > 1:
-                x = run_fused(
-                    [norm for norm, _ in members if isinstance(norm, MomentNorm)], x, [d for _, d in members], mask
-                )
-                continue
-            for norm, own in members:
-                if isinstance(norm, NormLayer):
-                    x = norm(x, draw=own, mask=mask)
-                    continue
-                shape, x = tuple(x.shape), norm(x)
-                if x.shape != shape:
-                    raise ValueError(
-                        f"Chain: expected {type(norm).__name__} to keep the shape {shape}, got {tuple(x.shape)}. "
-                        "The draws of the norms behind it are made for the input: split the chain there."
-                    )
+        steps = [step for step in zip(self, draws, strict=True) if not _is_identity(step[0])]
+        while steps:
+            run = list(takewhile(_is_fusible, steps))
+            if len(run) > 1:
+                norms, own = [norm for norm, _ in run if isinstance(norm, MomentNorm)], [draw for _, draw in run]
+                following = steps[len(run) :]
+                activation = _activation(following[0][0]) if following else None
+                x = run_fused(norms, x, own, mask, activation or "none")
+                steps = following if activation is None else following[1:]
+            else:
+                x = _run_alone(*steps.pop(0), x, mask)
         return x
 
     def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -163,6 +157,28 @@ def _is_identity(norm: nn.Module) -> bool:
 def _is_fusible(step: tuple[nn.Module, Any]) -> bool:
     norm = step[0]
     return isinstance(norm, MomentNorm) and not norm.is_regional and not _has_hooks(norm)
+
+
+def _run_alone(norm: nn.Module, draw: Any, x: Tensor, mask: Tensor | None) -> Tensor:
+    if isinstance(norm, NormLayer):
+        return norm(x, draw=draw, mask=mask)
+    shape, y = tuple(x.shape), norm(x)
+    if y.shape != shape:
+        raise ValueError(
+            f"Chain: expected {type(norm).__name__} to keep the shape {shape}, got {tuple(y.shape)}. "
+            "The draws of the norms behind it are made for the input: split the chain there."
+        )
+    return y
+
+
+_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SiLU: "silu", nn.GELU: "gelu"}
+
+
+def _activation(module: nn.Module) -> str | None:
+    """The name under which the passes know a module, if they do: they would see neither its hooks nor a subclass."""
+    if _has_hooks(module) or getattr(module, "approximate", "none") != "none":
+        return None
+    return _ACTIVATIONS.get(type(module))
 
 
 def _has_hooks(norm: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shiftnorm.ops.dispatch import BACKENDS, Backend, choose, explain, is_forced, is_traced, use_backend
+from shiftnorm.ops.epilogue import apply_activated, normalize_activated
 from shiftnorm.ops.passes import apply, moments, normalize
 from shiftnorm.ops.types import Affine, Moments
 
@@ -12,11 +13,13 @@ __all__ = [
     "Backend",
     "Moments",
     "apply",
+    "apply_activated",
     "choose",
     "explain",
     "is_forced",
     "is_traced",
     "moments",
     "normalize",
+    "normalize_activated",
     "use_backend",
 ]

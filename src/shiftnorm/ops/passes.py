@@ -96,14 +96,14 @@ def normalize(
     _check_planes("normalize", x)
     if mask is not None or constant:
         m = moments(x.detach() if constant else x, mask)
-        return apply(x, m, _outside_autocast(x, to_affine, m))
+        return apply(x, m, outside_autocast(x, to_affine, m))
     count = elements_per_plane(x)
     if is_traced(x):
         m = Moments(*_eager.moments(x), count)
-        return _plain_apply(x, m.mean, _outside_autocast(x, to_affine, m))
+        return _plain_apply(x, m.mean, outside_autocast(x, to_affine, m))
     box = _Box(choose(x), fused=True)
     mean, var, carrier = _First.apply(x, box)  # pyright: ignore
-    affine = _outside_autocast(x, to_affine, Moments(mean, var, count))
+    affine = outside_autocast(x, to_affine, Moments(mean, var, count))
     gain, new = _widened(x, affine.gain, affine.mean)
     return _Second.apply(carrier, mean, var, gain, new, box)  # pyright: ignore
 
@@ -115,7 +115,7 @@ def _check_planes(who: str, x: Tensor) -> None:
         raise ValueError(f"{who}: expected x of shape (N, C, *), got {tuple(x.shape)}.")
 
 
-def _outside_autocast(x: Tensor, to_affine: Callable[[Moments], Affine], m: Moments) -> Affine:
+def outside_autocast(x: Tensor, to_affine: Callable[[Moments], Affine], m: Moments) -> Affine:
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
@@ -171,10 +171,10 @@ class _First(torch.autograd.Function):
             if g is None and dmean is not None and dvar is not None and _is_for_kernels(box.backend, dmean, dvar):
                 size = elements_per_plane(x)
                 return box.backend.apply(x, *_widened(x, dvar * (2 / size), mean, dmean / size)), None
-            return _through_moments(x, mean, dmean, dvar, g), None
+            return through_moments(x, mean, dmean, dvar, g), None
         x, mean, var, gain = message
         if gain is None:
-            return _through_moments(x, mean, dmean, dvar, g), None
+            return through_moments(x, mean, dmean, dvar, g), None
         size = elements_per_plane(x)
         slope = torch.zeros_like(mean) if dvar is None else dvar * (2 / size)
         offset = torch.zeros_like(mean) if dmean is None else dmean / size
@@ -240,7 +240,7 @@ def _plain_sums(g: Tensor, x: Tensor, center: Tensor, var: Tensor) -> tuple[Tens
     return _plain_sum(wide), _plain_sum(wide * (x.to(wide.dtype) - as_planes(center, g)))
 
 
-def _through_moments(
+def through_moments(
     x: Tensor, mean: Tensor, dmean: Tensor | None, dvar: Tensor | None, g: Tensor | None
 ) -> Tensor | None:
     size = elements_per_plane(x)
