@@ -45,7 +45,8 @@ def introduction(record: dict[str, Any]) -> str:
         "medians of the ratios within each round. The unit is one copy of x. Ratios below 1 are faster. "
         "*Algebra compiled* is `compile_algebra`: the layer is eager, what it computes between its passes is compiled. "
         "*plain* is the unfused formula, *plain compiled* the same under torch.compile; *faster than today's* is "
-        "against torch's own layer for the first four norms, the authors' eager form for the others.",
+        "against torch's own layer for the first four norms, the authors' eager form for the others. Random numbers "
+        "are drawn within the time of eager layers, and before it for plain formulas and all that is compiled.",
         "Targets hold for eager layers: at most 1.15 of our BatchNorm (1.1 for BatchNorm and CNSN in a Chain), at most "
         f"{EAGER_TO_PLAIN_COMPILED} of the compiled plain formula, compiled as fast as it "
         f"(at most {COMPILED_TO_PLAIN_COMPILED}), "
