@@ -246,9 +246,8 @@ def test_first_mistakes_of_evaluate(run, pets, tmp_path):
         one_clear_line(run("evaluate", *words), *parts)
     assert not (tmp_path / "runs").exists()
     words = ["evaluate", net, *data, *QUICK, "--normalize", "none", "--num-classes", 1]
-    one_clear_line(
-        run(*words), "the model has 1 outputs, but pets has 2 classes, labels from 0 to 1", "--num-classes 2"
-    )
+    one_clear_line(run(*words), "the model has 1 output, but pets has 2 classes, labels from 0 to 1", "--num-classes 2")
+    assert not (tmp_path / "runs").exists()
     one_clear_line(run("report", "nowhere"), "no file nowhere")
     one_clear_line(run("report", "nowhere", "--out", "r.pdf"), "expected --out to end in .html")
 

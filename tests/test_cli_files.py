@@ -89,6 +89,8 @@ def test_what_is_missing_is_an_error_or_named(run: Run, net: Path, pets: Path) -
     status, out, _ = run(*words, "--partial", "--out", "r")
     assert status == 0 and "note: Not in the files, and left out: gaussian_noise, " in out
     assert Result.load("r").corruptions == ["fog", "contrast"]
+    few = run(*words, "--severities", 1, 2, "--partial")
+    one_clear_line(few, "fog (lacks severity 2)", "with --corruptions and --severities, as none of them has every")
     one_clear_line(run(*words, "--corruptions", "fgo"), "unknown corruption 'fgo'; c in c has fog, contrast")
     one_clear_line(
         run(*words[:4], *LESS), "clean error needs the images as they were", "Give them by --clean, the folder"
@@ -109,7 +111,7 @@ def test_a_limit_and_a_damaged_file(run: Run, net: Path, pets: Path) -> None:
     one_clear_line(run(*words), "c/contrast/5/dog/1.JPEG", "--on-error skip")
     status, out, _ = run(*words, "--on-error", "skip", "--out", "skipped")
     assert status == 0
-    assert "1 of 8 images could not be read in every cell and are left out of all: 1.png (contrast 5)." in out
+    assert "1 of 8 images could not be read in every cell and is left out of all: 1.png (contrast 5)." in out
     result = Result.load("skipped")
     assert result.images == 7 and len(read_cells(Path("skipped"))["fog", 1]) == 7
     assert json.loads(Path("skipped/result.json").read_text())["clean"]["error"]["value"] == result.clean.error.value

@@ -302,7 +302,10 @@ def _corrupt(options: argparse.Namespace) -> int:
         raise ValueError("corrupt: the files of --layout cifar-c hold all five severities; leave out --severities.")
     constants = options.constants or LAYOUTS[layout]
     dataset = open_images(options)
-    print(f"{len(dataset):,} images of {dataset.name}, {len(names)} corruptions, strengths {constants}", flush=True)
+    from shiftnorm.evaluate.progress import plural
+
+    counted = f"{len(dataset):,} {plural('image', len(dataset))} of {dataset.name}"
+    print(f"{counted}, {len(names)} {plural('corruption', len(names))}, strengths {constants}", flush=True)
     shared: dict[str, Any] = {
         "corruptions": names,
         "constants": constants,
@@ -318,13 +321,15 @@ def _corrupt(options: argparse.Namespace) -> int:
             made = corrupt_folder(dataset, out, **shared, severities=options.severities, on_progress=show)
     for item in dataset.skipped:
         print(f"left out: {item}")
-    before = f", {made.found:,} were there" if made.found else ""
-    print(f"Wrote {made.made:,} corrupted images to {out}{before}. Check them: shiftnorm corrupt --out {out} --verify")
+    before = f", {made.found:,} {'was' if made.found == 1 else 'were'} there" if made.found else ""
+    wrote = f"Wrote {made.made:,} corrupted {plural('image', made.made)} to {out}{before}"
+    print(f"{wrote}. Check what is there: shiftnorm corrupt --out {out} --verify")
     return 0
 
 
 def _verify(out: Path) -> int:
     from shiftnorm.data.made_folder import verify_folder
+    from shiftnorm.evaluate.progress import plural
 
     found = verify_folder(out)
     for each in found.damaged:
@@ -332,11 +337,13 @@ def _verify(out: Path) -> int:
     for each in found.unfinished:
         print(f"{each}: not finished; repeat the command that makes it")
     if found.good:
-        print(f"All {found.files:,} files are as they were made.")
+        one = found.files == 1
+        print("The one file is as it was made." if one else f"All {found.files:,} files are as they were made.")
         return 0
+    parts = f"{len(found.unfinished)} {plural('part', len(found.unfinished))} not finished"
     print(
-        f"shiftnorm: {len(found.damaged)} of {found.files:,} files are damaged, {len(found.unfinished)} parts are not "
-        "finished. Delete damaged files and repeat the command that made them.",
+        f"shiftnorm: {len(found.damaged)} of {found.files:,} files are damaged, {parts}. Delete damaged files and "
+        "repeat the command that made them.",
         file=sys.stderr,
     )
     return 1
@@ -367,11 +374,11 @@ def _shown(unit: str) -> Iterator[Callable[[int, int, str], None]]:
             bar.set_postfix_str(what, refresh=False)
             bar.update(done - bar.n)
         elif now - last >= LINE_SECONDS and done > first:
-            from shiftnorm.evaluate.progress import spell_seconds
+            from shiftnorm.evaluate.progress import plural, spell_seconds
 
             last = now
             left = spell_seconds((last - began) / (done - first) * (total - done))
-            print(f"{done:,} of {total:,} {unit}s, {left} left ({what})", file=sys.stderr, flush=True)
+            print(f"{done:,} of {total:,} {plural(unit, total)}, {left} left ({what})", file=sys.stderr, flush=True)
 
     try:
         yield show

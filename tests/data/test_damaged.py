@@ -57,7 +57,7 @@ def test_each_kind_of_damage(root: Path, name: str) -> None:
     make, reason = BAD[name]
     make(root / "cat" / name)
     with pytest.raises(
-        ValueError, match=rf"1 files of 'pets' cannot be read: .*cat/{name}: .*{reason}.*on_error='skip'"
+        ValueError, match=rf"1 of the 5 files of 'pets' cannot be read: .*cat/{name}: .*{reason}.*on_error='skip'"
     ):
         open_dataset(root)
     lenient = open_dataset(root, on_error="skip")
@@ -73,7 +73,7 @@ def test_each_kind_of_damage(root: Path, name: str) -> None:
 def test_all_kinds_at_once_are_counted_and_named(root: Path) -> None:
     for name, (make, _) in BAD.items():
         make(root / "dog" / name)
-    with pytest.raises(ValueError, match=r"8 files of 'pets' cannot be read: .*; and 3 more; repair"):
+    with pytest.raises(ValueError, match=r"8 of the 12 files of 'pets' cannot be read: .*; and 3 more; repair"):
         open_dataset(root)
     lenient = open_dataset(root, on_error="skip")
     assert {item.path.rsplit("/", 1)[1] for item in lenient.skipped} == set(BAD) and len(lenient) == 4
@@ -139,6 +139,13 @@ def test_classes_that_differ_only_in_case(root: Path, twin: str) -> None:
     for on_error in ("raise", "skip"):
         with pytest.raises(ValueError, match=r"the class folders .* differ only in spelling; merge or rename them"):
             open_dataset(root, on_error=on_error)
+
+
+def test_classes_that_differ_only_in_case_between_the_parts_of_a_split(tmp_path: Path) -> None:
+    tree(tmp_path, ["train/Cat/0.png", "train/dog/0.png", "test/cat/0.png", "test/dog/0.png"])
+    assert open_dataset(tmp_path).classes == ("cat", "dog")
+    with pytest.raises(ValueError, match=r"the class folders 'Cat' and 'cat' of .* differ only in spelling"):
+        open_dataset(tmp_path, split="all")
 
 
 def test_classes_that_differ_only_in_how_accents_are_encoded(root: Path) -> None:

@@ -221,6 +221,21 @@ def test_damage_is_found_and_named(tmp_path):
         verify_folder(tmp_path)
 
 
+@pytest.mark.parametrize("make", [corrupt_folder, corrupt_cifar])
+def test_an_image_damaged_in_the_middle_is_named_in_the_manifest(tmp_path, make):
+    root = tree(tmp_path / "pets", [f"{name}/{n}.png" for name in ("cat", "dog") for n in range(3)], size=(32, 32))
+    content = bytearray((root / "cat" / "1.png").read_bytes())
+    content[600:700] = bytes(100)
+    (root / "cat" / "1.png").write_bytes(content)
+    for _ in range(2):  # the second call makes nothing, and finds it anew
+        data = open_dataset(root, on_error="skip")
+        assert len(data) == 6 and data.skipped == []
+        made = make(data, tmp_path / "c", corruptions=["fog"])
+        told = json.loads((made.folder / "manifest.json").read_text())["data"]
+        assert told["images"] == 5 and len(told["skipped"]) == 1 and "cat/1.png: damaged" in told["skipped"][0]
+    assert verify_folder(made.folder).good
+
+
 def test_a_torn_line_is_dropped(tmp_path):
     sums = Checksums(tmp_path)
     sums.put("a", b"1")

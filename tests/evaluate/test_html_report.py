@@ -144,8 +144,22 @@ def test_the_markdown_has_the_numbers():
     assert len(tables) == 1 + 3 * 2
     for table in tables:
         assert len({line.count("|") for line in table}) == 1
+    assert "mCE" not in text
     errors = make_trio()[0].errors["fog"]
     assert f"| fog | {' | '.join(f'{value:.1f}' for value in errors)} | {sum(errors) / 5:.1f} |" in text
+
+
+def test_the_markdown_has_the_mce_and_names_its_baseline():
+    told = {"name": "AlexNet", "source": "50,000 images", "called": "mCE of a part"}
+    first = make_result("net", mce=Estimate(76.7, 76.1, 77.3), relative_mce=Estimate(105.0), baseline=told)
+    lines = render_markdown([first, make_result("other")], {}, "Two").splitlines()
+    head, rows = lines[4].split(" | "), [line.split(" | ") for line in lines[6:8]]
+    place = head.index("mCE of a part %")
+    assert head[place + 1] == "Relative mCE of a part %"
+    assert '<th scope="col">mCE of a part %</th>' in render_results([first, make_result("other")])
+    assert [row[place : place + 2] for row in rows] == [["76.7 (76.1 to 77.3)", "105.0"], ["–", "–"]]
+    assert len({len(row) for row in (head, *rows)}) == 1
+    assert "* baseline: AlexNet, 50,000 images, mCE of a part" in lines
 
 
 def test_findings_claim_no_more_than_the_intervals_allow():

@@ -61,6 +61,14 @@ def test_files_and_tensors_give_the_same(folder):
     assert run(data).errors == run((data.images(), data.labels)).errors
 
 
+def test_results_do_not_go_between_the_images(folder):
+    before = sorted(folder.rglob("*"))
+    for out in (folder, folder / "runs"):
+        with pytest.raises(ValueError, match=r"is inside .*, where the images come from, .* Choose another folder"):
+            run(opened(folder), out=out)
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_a_file_damaged_after_opening(folder, tmp_path):
     data = opened(folder, on_error="skip")
     (folder / "cat" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))

@@ -220,6 +220,13 @@ def test_timm_and_torchvision_say_it():
     assert "timm's pretrained_cfg says mean (0.485" in found.warnings[0]
 
 
+@pytest.mark.parametrize("layers", [small_net(), nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3))])
+def test_bytes_for_a_model_that_does_not_take_them(layers, tmp_path):
+    with pytest.raises(ValueError, match=r"normalize='bytes' hands the model uint8 images, .*name what this one was"):
+        robustness(layers, TEST, ["fog"], [1], normalize="bytes", out=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("normalize", ["imagnet", ((0.5,), (0.5,)), ((0, 0, 0), (1, 0, 1)), 3])
 def test_wrong_normalizations(normalize):
     with pytest.raises(ValueError, match=r"robustness: (normalize must be|expected .mean, std.)"):

@@ -181,6 +181,26 @@ def test_what_a_user_made_is_not_touched(tmp_path):
         run(tmp_path / "notes.txt")
 
 
+def test_a_refused_evaluation_leaves_nothing(tmp_path):
+    few = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))  # outputs, for 3 classes
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    for out in (tmp_path / "new" / "run", mine):
+        with pytest.raises(ValueError, match="the model has 2 outputs, but images has 3 classes"):
+            run(out, few)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine"] and [*mine.iterdir()] == [mine / "notes.txt"]
+    # The folder is free for another evaluation, and what one has measured outlives the next that fails.
+    first = run(mine, corruptions=["fog"], severities=[1])
+    with pytest.raises(ValueError, match="holds another evaluation"):
+        run(mine, few)
+    broken = make_net()
+    broken.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(mine, broken, corruptions=["fog", "contrast"], severities=[1])
+    assert same_numbers(run(mine, corruptions=["fog"], severities=[1]), first)
+
+
 def test_warnings_of_the_inputs_are_kept_for_the_resumed_run(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     images, labels = make_data()

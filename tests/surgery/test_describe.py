@@ -62,6 +62,7 @@ def test_moments_by_source_and_mode() -> None:
 
 def test_models_without_norms_and_selectors() -> None:
     assert str(describe(nn.Linear(2, 2))) == "Linear: 0 norms; 6 parameters, 0 of them in norms."
+    assert str(describe(nn.BatchNorm2d(1))).startswith("BatchNorm2d: 1 norm (1 BatchNorm2d); ")
     model = nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.GroupNorm(1, 3))
     assert [row.path for row in describe(model, "type:Group*").rows] == ["1"]
     assert describe(model).rows[0].learns is None and " -" in str(describe(model)).splitlines()[2]

@@ -336,7 +336,7 @@ def test_the_report_says_how_far_statistics_moved() -> None:
     report = recalibrate(model, [torch.tensor([[1.0], [3.0], [5.0]], dtype=torch.float64)])
     row = report.norms[0]
     assert (row.mean_shift, row.std_ratio) == (pytest.approx(3.0), pytest.approx(2.0))
-    assert str(report).splitlines()[0] == "1 norms recalibrated on 3 samples in 1 batches."
+    assert str(report).splitlines()[0] == "1 norm recalibrated on 3 samples in 1 batch."
     assert report.to_json()["norms"] == [
         {"path": "", "kind": "BatchNorm1d", "mean_shift": row.mean_shift, "std_ratio": row.std_ratio}
     ]

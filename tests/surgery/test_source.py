@@ -123,7 +123,8 @@ def test_code_runs_only_if_it_is_allowed(package: Path) -> None:
         ("./somebodys_model.py:build", ValueError, r"A file is not run"),
         ("/tmp/somebodys_model.py:build", ValueError, r"expected 'package\.module:function'"),
         ("somebodys_model:build()", ValueError, r"expected 'package\.module:function'"),
-        ("no_such_module_here:build", ModuleNotFoundError, r"no_such_module_here"),
+        ("no_such_module_here:build", ModuleNotFoundError, r"no module 'no_such_module_here', .*PYTHONPATH"),
+        ("somebodys_model.deeper:build", ModuleNotFoundError, r"no module 'somebodys_model.deeper', .*PYTHONPATH"),
     ],
 )
 def test_wrong_functions_are_named(package: Path, name: str, error: type[Exception], message: str) -> None:

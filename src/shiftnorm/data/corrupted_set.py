@@ -126,10 +126,13 @@ class CorruptedSet:
             if gone
         ]
         if self.on_missing == "raise" or not kept:
+            part = "or measure the part that is there with on_missing='skip', which names the rest."
+            if self.on_missing == "skip":
+                part = "as none of them has every severity that is asked for."
             raise ValueError(
                 f"robustness: {self.name} in {self.path} has no {', '.join(absent)}. It has "
                 f"{', '.join(self._spelled())}. Get what is missing, name what is there with corruptions= and "
-                "severities=, or measure the part that is there with on_missing='skip', which names the rest."
+                f"severities=, {part}"
             )
         return kept, [f"Not in the files, and left out: {', '.join(absent)}."]
 

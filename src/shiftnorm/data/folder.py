@@ -144,8 +144,8 @@ def _read_part(classes: dict[str, list[Path]], reader: _Reader, limit: int | Non
                 break
         if read == 0:
             raise ValueError(
-                f"load_folder: none of the {len(files)} files of the class {name!r} could be read, among them "
-                f"{files[0]}; add images or remove the class"
+                f"load_folder: the class {name!r} has no file that can be read ({len(files)} tried, such as "
+                f"{files[0]}); add images or remove the class"
             )
     return len(reader.images) - before
 

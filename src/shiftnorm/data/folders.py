@@ -6,7 +6,15 @@ from pathlib import Path
 
 from shiftnorm.data.dataset import Dataset
 from shiftnorm.data.domains import LIST_FOLDERS, domain_set
-from shiftnorm.data.labelled_files import LabelledFile, Reading, class_files, dataset_of_files, peek, subfolders
+from shiftnorm.data.labelled_files import (
+    LabelledFile,
+    Reading,
+    class_files,
+    dataset_of_files,
+    peek,
+    refuse_duplicates,
+    subfolders,
+)
 from shiftnorm.data.provenance import Skipped
 
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
@@ -60,6 +68,7 @@ def picture_folder(
     skipped: list[Skipped] = []
     by_part = [class_files(part, reading, skipped) for part in parts]
     classes = sorted(set().union(*by_part))
+    refuse_duplicates(classes, str(root))
     labels = {each: label for label, each in enumerate(classes)}
     files = [LabelledFile(path, labels[each]) for part in by_part for each in classes for path in part.get(each, [])]
     return dataset_of_files(name, root, files, classes, reading, skipped=skipped, notes=notes)

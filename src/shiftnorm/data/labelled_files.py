@@ -211,7 +211,7 @@ def dataset_of_files(
                 f"open_dataset: the images of {root} have {len(different)} sizes ({common}, ...) after "
                 f"preprocess={preprocess.name!r}, but a batch needs one; pass, for instance, preprocess={STANDARD!r}"
             )
-        _refuse(name, damaged, reading)
+        _refuse(name, damaged, len(files), reading)
         left_out += damaged
         kept = list(sizes)
     counts = Counter(files[index].label for index in kept)
@@ -264,11 +264,11 @@ def _encoding(path: Path) -> tuple[str, ...]:
     return () if quality is None else (f"JPEG q{quality} (the first file)",)
 
 
-def _refuse(name: str, damaged: list[Skipped], reading: Reading) -> None:
+def _refuse(name: str, damaged: list[Skipped], files: int, reading: Reading) -> None:
     if damaged and reading.on_error == "raise":
         more = f"; and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
         raise ValueError(
-            f"open_dataset: {len(damaged)} files of {name!r} cannot be read: "
+            f"open_dataset: {len(damaged)} of the {files} files of {name!r} cannot be read: "
             f"{'; '.join(map(str, damaged[:NAMED]))}{more}; repair or remove them, or leave such files out with "
             "on_error='skip'"
         )

@@ -251,6 +251,21 @@ class MadeFolder:
             if match and file.is_file() and _abandoned(file, match[1], int(match[2])):
                 file.unlink(missing_ok=True)
 
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Replace remarks of the manifest by what is known now, such as images that turned out unreadable.
+
+        Example:
+            >>> import tempfile
+            >>> folder = MadeFolder(Path(tempfile.mkdtemp()), {}, {"frost": "procedural"})
+            >>> folder.note({"frost": "photographs"})
+            >>> json.loads((folder.path / "manifest.json").read_text())["frost"]
+            'photographs'
+        """
+        known: dict[str, Any] = json.loads(json.dumps(dict(facts)))
+        if any(self.content.get(key) != value for key, value in known.items()):
+            self.content |= {**known, "cells": read_manifest(self.path)["cells"]}
+            self._write()
+
     def finish(self, cell: str, summary: Mapping[str, Any]) -> None:
         """Note in the manifest that a cell is complete, with the number and the checksum of its files.
 

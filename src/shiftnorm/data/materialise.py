@@ -145,11 +145,11 @@ def _preprocess_of(dataset: Dataset) -> str | None:
     return pixels.preprocess.name if isinstance(pixels, FilePixels) else None
 
 
-def _facts(dataset: Dataset, plan: _Plan) -> dict[str, Any]:
+def _facts(dataset: Dataset, plan: _Plan, images: int | None = None) -> dict[str, Any]:
     return {
         "data": {
             "name": dataset.name,
-            "images": len(dataset),
+            "images": len(dataset) if images is None else images,
             "classes": list(dataset.classes),
             "preprocess": _preprocess_of(dataset),
             "notes": list(dataset.provenance.notes),
@@ -254,6 +254,7 @@ def corrupt_cifar(
         sums.put(f"{name}.npy", lambda path, name=name: write_cells(path, name))
         sums.flush()
         done += each
+    folder.note(_facts(held, plan))
     for name in plan.names:
         folder.finish(name, {"files": 1, "sha256": sums.sums[f"{name}.npy"]})
     return Made(folder.path, list(plan.names), list(SEVERITIES), done - found, found)
@@ -340,6 +341,7 @@ def corrupt_folder(
             done += len(rows)
             if on_progress is not None:
                 on_progress(done, total, f"{name}, severity {severity}")
+    folder.note(_facts(dataset, plan, max(len(sums.sums) for sums in cells.values())))
     for (name, severity), sums in cells.items():
         folder.finish(f"{name}/{severity}", sums.summary())
     return Made(folder.path, list(plan.names), list(plan.severities), done - found, found)

@@ -17,6 +17,7 @@ from shiftnorm.evaluate.cells import CLEAN, Cells, stack
 from shiftnorm.evaluate.classification import per_class_error
 from shiftnorm.evaluate.corruption_error import cell_weights, mean_class_errors
 from shiftnorm.evaluate.outcome import CellOutcome
+from shiftnorm.evaluate.progress import plural
 from shiftnorm.evaluate.result import Calibration, CellResult, Estimate, Result
 
 __all__ = ["baseline_of", "measure_baseline", "remark_on_chance", "summarize_cells"]
@@ -97,12 +98,13 @@ def baseline_of(baseline: str | Baseline | Result | None) -> Baseline | None:
         ValueError: for a result with an error of 0.
     """
     if isinstance(baseline, Result):
+        counted = f"{baseline.images} {plural('image', baseline.images)}"
         return Baseline(
             baseline.name,
             baseline.errors,
             baseline.clean.error.value,
             tuple(baseline.severities),
-            source=f"robustness of {baseline.name}, {baseline.images} images of {baseline.data.get('name')}",
+            source=f"robustness of {baseline.name}, {counted} of {baseline.data.get('name')}",
         )
     return None if baseline is None else find_baseline(baseline)
 

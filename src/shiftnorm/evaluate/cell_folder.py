@@ -57,6 +57,8 @@ class CellFolder:
         self.path = Path(path)
         self.identity = dict(identity)
         self.remarks: list[str] = []
+        # What opening adds, the innermost first, for `abandon`.
+        self._added: list[Path] = []
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"robustness: out must be a folder, {self.path} is a file.")
         check_owner(self.path, EVALUATION, "robustness")
@@ -70,6 +72,7 @@ class CellFolder:
                     f"robustness: {self.path} has {' and '.join(taken)} but no {_IDENTITY}, so it is not known of "
                     "which evaluation they are. Choose another folder for out."
                 )
+            self._added = [file, *(each for each in (self.path, *self.path.parents) if not each.exists())]
             write_json(file, {"format": _FORMAT, "identity": self.identity})
         self._remove_stale()
 
@@ -101,6 +104,25 @@ class CellFolder:
         for file in (self.path / "cells").glob(".*.tmp"):
             if time.time() - file.stat().st_mtime > _STALE_SECONDS:
                 file.unlink(missing_ok=True)
+
+    def abandon(self) -> None:
+        """Remove what opening added, unless something was measured: a refused evaluation leaves nothing.
+
+        Example:
+            >>> import tempfile
+            >>> folder = CellFolder(Path(tempfile.mkdtemp()) / "run", {"seed": 0})
+            >>> folder.abandon()
+            >>> folder.path.exists()
+            False
+        """
+        if not self._added or (self.path / "cells").exists():
+            return
+        file, *folders = self._added
+        file.unlink(missing_ok=True)
+        for folder in folders:
+            if not folder.is_dir() or any(folder.iterdir()):
+                return  # somebody else is using it by now
+            folder.rmdir()
 
     def file(self, key: tuple[str, int]) -> Path:
         """Where a cell is, or will be.

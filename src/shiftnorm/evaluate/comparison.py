@@ -11,6 +11,7 @@ from shiftnorm.evaluate.cell_folder import read_cells
 from shiftnorm.evaluate.cells import CLEAN, Cells, stack
 from shiftnorm.evaluate.corruption_error import cell_weights
 from shiftnorm.evaluate.paired import adjust_holm, compare_images
+from shiftnorm.evaluate.progress import plural
 from shiftnorm.evaluate.result import Result
 
 __all__ = ["Comparison", "Difference", "compare", "compare_cells"]
@@ -96,7 +97,8 @@ class Comparison:
             rows["mean over corruptions"] = self.mean_corruption_error
         rows |= self.corruptions
         width = max(map(len, rows))
-        lines = [f"{self.first} minus {self.second}, errors in percent on {self.images} images"]
+        counted = f"{self.images} {plural('image', self.images)}"
+        lines = [f"{self.first} minus {self.second}, errors in percent on {counted}"]
         return "\n".join([*lines, *(f"  {name:{width}}  {row}" for name, row in rows.items()), *self.notes])
 
 

@@ -91,7 +91,7 @@ def keep_common(measured: Cells, data: Dataset) -> tuple[dict[tuple[str, int], C
         >>> whole = CellOutcome.from_logits(torch.eye(2), torch.tensor([0, 0]))
         >>> part = CellOutcome.from_logits(torch.eye(2)[1:], torch.tensor([0]), index=torch.tensor([1]))
         >>> keep_common({CLEAN: whole, ("fog", 1): part}, pets)[1]
-        ['1 of 2 images could not be read in every cell and are left out of all: 0 (fog 1).']
+        ['1 of 2 images could not be read in every cell and is left out of all: 0 (fog 1).']
 
     Args:
         measured: the cells.
@@ -113,7 +113,8 @@ def keep_common(measured: Cells, data: Dataset) -> tuple[dict[tuple[str, int], C
         gone = [number for number in range(len(data)) if number not in present]
         lost += [f"{Path(files[number]).name if files else number} ({key[0]} {key[1]})" for number in gone]
     more = f", and {len(lost) - 5} more" if len(lost) > 5 else ""
+    are = "is" if len(data) - kept == 1 else "are"
     return cells, [
-        f"{len(data) - kept:,} of {len(data):,} images could not be read in every cell and are left out of all: "
+        f"{len(data) - kept:,} of {len(data):,} images could not be read in every cell and {are} left out of all: "
         f"{', '.join(lost[:5])}{more}."
     ]

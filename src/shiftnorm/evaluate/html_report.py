@@ -17,6 +17,7 @@ from shiftnorm.evaluate.paired_results import find_comparisons, find_cost
 from shiftnorm.evaluate.record import write_text
 from shiftnorm.evaluate.report import encode_png
 from shiftnorm.evaluate.result import CellResult, Estimate, Result
+from shiftnorm.evaluate.result_text import name_mce
 from shiftnorm.evaluate.robustness_chart import Axis, draw_reliability, place_estimates, shorten
 from shiftnorm.evaluate.robustness_table import (
     HurtClass,
@@ -179,6 +180,7 @@ def render_results(
             for place, (result, label) in enumerate(zip(results, labels, strict=True))
         ],
         compared=len(differences),
+        mce=name_mce(results),
         cost=find_cost(results[0]) if len(results) == 1 else None,
         mismatches=_list_mismatches(results, labels),
         warnings=_gather([result.warnings for result in results], labels),

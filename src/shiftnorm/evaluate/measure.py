@@ -23,7 +23,7 @@ from shiftnorm.evaluate.normalization import Normalization
 from shiftnorm.evaluate.outcome import CellOutcome, merge
 from shiftnorm.evaluate.outputs import check_outputs
 from shiftnorm.evaluate.plausibility import InputCheck, check_inputs
-from shiftnorm.evaluate.progress import Progress
+from shiftnorm.evaluate.progress import Progress, plural
 
 __all__ = ["Images", "Measurer", "as_dataset", "scores_of"]
 
@@ -318,7 +318,8 @@ class Measurer:
             self._wait()
             self.times.append((time.perf_counter() - began, len(x)))  # pyright: ignore[reportPossiblyUnbound]  (set above, under the same condition)
         if len(scores) != len(images):
-            raise ValueError(f"robustness: the model returned {len(scores)} rows of scores for {len(images)} images.")
+            rows = f"{len(scores)} {plural('row', len(scores))} of scores"
+            raise ValueError(f"robustness: the model returned {rows} for {len(images)} {plural('image', len(images))}.")
         check_outputs(scores.shape[1], self.data, named=self.named)
         scores = scores if scores.dtype == torch.float64 else scores.float()
         subset = self.data.class_subset
@@ -328,8 +329,17 @@ class Measurer:
         return naming_sizes(lambda some: self._forward(self.normalization.apply(some)), images[:2], who="robustness")
 
     def _forward(self, x: Tensor) -> Any:
-        with nullcontext() if self.amp is None else torch.autocast(self.device.type, dtype=self.amp):
-            return self.loan.model(x)
+        try:
+            with nullcontext() if self.amp is None else torch.autocast(self.device.type, dtype=self.amp):
+                return self.loan.model(x)
+        except RuntimeError as fault:
+            # How torch calls uint8 where a layer of floats is given it.
+            if not self.normalization.bytes or not any(name in str(fault) for name in ("unsigned char", "Byte")):
+                raise
+            raise ValueError(
+                f"robustness: normalize='bytes' hands the model uint8 images, which it does not take ({fault}). It is "
+                "for models that normalize themselves; name what this one was trained with."
+            ) from fault
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

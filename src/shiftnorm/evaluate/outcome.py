@@ -309,5 +309,5 @@ def merge(shards: Sequence[CellOutcome], *, expected: int | None = None) -> Cell
     cell = CellOutcome(**{name: tensor[first] for name, tensor in joined.items()})
     if expected is not None and not torch.equal(cell.index, torch.arange(expected)):
         span = f", numbered {int(cell.index[0])} to {int(cell.index[-1])}" if len(cell) else ""
-        raise ValueError(f"merge: expected the images 0 to {expected - 1}, got {len(cell)} images{span}.")
+        raise ValueError(f"merge: expected the images 0 to {expected - 1}, got {len(cell)}{span}.")
     return cell

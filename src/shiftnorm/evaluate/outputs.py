@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shiftnorm.data.dataset import Dataset
+from shiftnorm.evaluate.progress import plural
 
 __all__ = ["check_outputs"]
 
@@ -30,6 +31,8 @@ def check_outputs(outputs: int, data: Dataset, *, named: bool = True) -> None:
             model with another number of them.
     """
     classes = len(data.classes)
+    has = f"{outputs} {plural('output', outputs)}"
+    known = f"{classes} class{'' if classes == 1 else 'es'}"
     if data.class_subset is not None:
         last = int(data.class_subset.max()) if classes else -1
         if last < outputs and data.outputs in (None, outputs):
@@ -37,20 +40,20 @@ def check_outputs(outputs: int, data: Dataset, *, named: bool = True) -> None:
         expected = f"at least {last + 1} outputs" if data.outputs is None else f"exactly {data.outputs} outputs"
         among = "" if data.outputs is None else f" of {data.outputs}"
         raise ValueError(
-            f"robustness: the model has {outputs} outputs, but the {classes} classes of {data.name} are mapped to "
+            f"robustness: the model has {has}, but the {classes} classes of {data.name} are mapped to "
             f"outputs up to number {last}{among}. Measure a model with {expected}, or correct the mapping "
             "(class_subset and outputs of the data set, wnids=... of ImageNet's relatives, --classes FILE on the "
             "command line, with a line for every output)."
         )
     if outputs < classes:
         raise ValueError(
-            f"robustness: the model has {outputs} outputs, but {data.name} has {classes} classes, labels from 0 to "
+            f"robustness: the model has {has}, but {data.name} has {known}, labels from 0 to "
             f"{classes - 1}. Is it the data set that the model was trained for? If it is, build the model with a head "
             f"for these classes (num_classes={classes}, --num-classes {classes}) and fill it with weights trained so."
         )
     if outputs > classes and named:
         raise ValueError(
-            f"robustness: the model has {outputs} outputs, but {data.name} has {classes} classes, and which outputs "
+            f"robustness: the model has {has}, but {data.name} has {known}, and which outputs "
             "these are is not known. If they are among the model's classes, say which (class_subset of the data set, "
             "wnids=... of ImageNet's relatives, --classes FILE on the command line); if not, it is another data set "
             f"than the model was trained for, or the model needs a head for them (--num-classes {classes})."

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 
 from shiftnorm.evaluate.progress import plural
 from shiftnorm.evaluate.result import Result
 
-__all__ = ["describe_result"]
+__all__ = ["describe_result", "name_mce"]
 
 
 def describe_result(result: Result) -> str:
@@ -67,3 +68,23 @@ def _table(result: Result) -> list[str]:
         cells = "".join("     -" if value is None else f"{value:6.1f}" for value in row)
         lines.append(f"{name:{width}}{cells}{mean:6.1f}")
     return lines
+
+
+def name_mce(results: Sequence[Result]) -> str:
+    """What the mCE of some results may be called: with a remark where they were not measured as the baseline was.
+
+    Example:
+        >>> from shiftnorm.evaluate.result import CellResult, Estimate
+        >>> clean = CellResult("clean", 0, Estimate(5.0), 0.0, 1.0, 0.1)
+        >>> told = {"name": "AlexNet", "source": "published", "called": "mCE with procedural frost"}
+        >>> name_mce([Result("a", 9, clean, [], None, mce=Estimate(80.0), baseline=told)])
+        'mCE with procedural frost'
+
+    Args:
+        results: at least one.
+
+    Returns:
+        The names, each once.
+    """
+    called = [(result.baseline or {}).get("called", "mCE") for result in results if result.mce is not None]
+    return " or ".join(dict.fromkeys(called)) or "mCE"

@@ -8,7 +8,8 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from shiftnorm.evaluate.measure import Images, Measurer, as_dataset
 from shiftnorm.evaluate.normalization import Normalize, unknown_warning
 from shiftnorm.evaluate.outcome import CellOutcome, merge
 from shiftnorm.evaluate.plan import Plan, make_plan, refuse_collectives
-from shiftnorm.evaluate.progress import Progress
+from shiftnorm.evaluate.progress import Progress, plural
 from shiftnorm.evaluate.ranks import Ranks
 from shiftnorm.evaluate.record import describe_machine, describe_versions
 from shiftnorm.evaluate.result import RESULT_FILE, Result
@@ -158,11 +159,14 @@ def robustness(
     _check_same(ranks, plan, files)
 
     def open_folder() -> CellFolder | None:
-        return CellFolder(out, plan.identity, images=len(opened)) if out is not None and ranks.rank == 0 else None
+        if out is None or ranks.rank != 0:
+            return None
+        _refuse_inside(Path(out), opened)
+        return CellFolder(out, plan.identity, images=len(opened))
 
     folder = ranks.agree("opening out", open_folder)
     mine = torch.arange(ranks.rank, len(opened), ranks.size)
-    with borrowed(model, device=plan.device, channels_last=channels_last) as loan:
+    with _leaving_nothing(folder), borrowed(model, device=plan.device, channels_last=channels_last) as loan:
         measurer = Measurer(
             loan,
             opened,
@@ -229,6 +233,26 @@ def robustness(
     for text in result.warnings if ranks.rank == 0 else ():
         warnings.warn(text, stacklevel=2)
     return result
+
+
+def _refuse_inside(out: Path, data: Dataset) -> None:
+    source = data.provenance.path
+    if data.files() is not None and source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise ValueError(
+            f"robustness: {out} is inside {source}, where the images come from, and results there would be taken for "
+            "images the next time. Choose another folder for out."
+        )
+
+
+@contextmanager
+def _leaving_nothing(folder: CellFolder | None) -> Iterator[None]:
+    """Let an evaluation that fails before its first cell, as one of another network's images, leave no files."""
+    try:
+        yield
+    except Exception:  # any: it goes on to the caller
+        if folder is not None:
+            folder.abandon()
+        raise
 
 
 def _check_same(ranks: Ranks, plan: Plan, files: CorruptedSet | None) -> None:
@@ -303,7 +327,9 @@ def _check_images(
 ) -> None:
     images = len(measurer.data)
     if len(outcome) > images or (len(outcome) and int(outcome.index.max()) >= images):
-        raise RuntimeError(f"robustness: {key[0]} {key[1]} has {len(outcome)} outcomes for {images} images.")
+        raise RuntimeError(
+            f"robustness: {key[0]} {key[1]} has {len(outcome)} outcomes for {images} {plural('image', images)}."
+        )
     if measurer.files is not None:  # each cell has files of its own, and may lack some
         return
     first = cells.get(CLEAN)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from shiftnorm.evaluate.result import Estimate, Result
+from shiftnorm.evaluate.result_text import name_mce
 from shiftnorm.evaluate.table import format_signed
 
 __all__ = [
@@ -298,6 +299,8 @@ def render_markdown(results: Sequence[Result], differences: Mapping[int, Estimat
     labels = [escape(label) for label in label_results(results)]
     lines = [f"# {escape(title)}", "", escape(" ".join(describe_results(results, differences))), ""]
     head = ["Network", "Clean error %", "Mean corruption error %", f"Difference to {labels[0]}"]
+    if any(result.mce for result in results):
+        head += [f"{escape(name_mce(results))} %", f"Relative {escape(name_mce(results))} %"]
     lines += _table(
         [*head, "ECE clean → corrupted %", "Parameters", "ms per image", "Peak memory"],
         _model_rows(results, differences),
@@ -313,7 +316,9 @@ def render_markdown(results: Sequence[Result], differences: Mapping[int, Estimat
         remarks = [*result.warnings, *result.notes]
         if remarks:
             lines += ["", f"## {label}: notes", "", *(f"* {escape(remark)}" for remark in remarks)]
-        facts = {**result.settings, "command": result.command, **result.versions, "finished": result.finished}
+        baseline = result.baseline and ", ".join(result.baseline.values())
+        told = {"baseline": baseline, "command": result.command, **result.versions, "finished": result.finished}
+        facts = {**result.settings, **told}
         lines += ["", f"## {label}: how it was measured", ""]
         lines += [f"* {escape(str(key))}: {escape(str(value))}" for key, value in facts.items() if value is not None]
     return "\n".join(lines) + "\n"
@@ -321,6 +326,7 @@ def render_markdown(results: Sequence[Result], differences: Mapping[int, Estimat
 
 def _model_rows(results: Sequence[Result], differences: Mapping[int, Estimate]) -> list[list[str]]:
     rows: list[list[str]] = []
+    normalised = any(result.mce for result in results)
     for place, (label, result) in enumerate(zip(label_results(results), results, strict=True)):
         difference = differences.get(place)
         signed = "–"
@@ -336,6 +342,7 @@ def _model_rows(results: Sequence[Result], differences: Mapping[int, Estimate]) 
                 format_estimate(result.clean.error),
                 format_estimate(result.mean_corruption_error),
                 signed,
+                *((format_estimate(e) for e in (result.mce, result.relative_mce)) if normalised else ()),
                 " → ".join(f"{each.ece:.1f}" for each in calibration if each) or "–",
                 "–" if parameters is None else f"{parameters:,}",
                 "–" if ms is None else f"{ms:.3g}",

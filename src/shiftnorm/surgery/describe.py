@@ -74,10 +74,8 @@ class Description:
     def __str__(self) -> str:
         counts = Counter(row.type for row in self.rows)
         kinds = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-        head = (
-            f"{self.model}: {len(self.rows)} norms{f' ({kinds})' if kinds else ''}; {self.parameters:,} parameters, "
-            f"{self.in_norms:,} of them in norms."
-        )
+        norms = f"{len(self.rows)} norm{'' if len(self.rows) == 1 else 's'}{f' ({kinds})' if kinds else ''}"
+        head = f"{self.model}: {norms}; {self.parameters:,} parameters, {self.in_norms:,} of them in norms."
         if not self.rows:
             return head
         table = [("path", "type", "channels", "stage", "mode", "moments", "learns")]

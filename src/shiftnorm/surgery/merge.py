@@ -65,7 +65,8 @@ class Merge:
         layer = self._layer
         channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
         if channels != len(step.gain):
-            return f"it has {len(step.gain)} channels and {self.path} returns {channels}"
+            own = f"{len(step.gain)} channel{'' if len(step.gain) == 1 else 's'}"
+            return f"it has {own} and {self.path} returns {channels}"
         new = _folded(layer, *(self._new or (layer.weight, layer.bias)), step)
         if not all(parameter.isfinite().all() for parameter in new):
             return f"the weights of {self.path} would not be finite in {new[0].dtype}"

@@ -71,7 +71,9 @@ class Recalibration:
     left: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.norms)} norms recalibrated on {self.samples} samples in {self.batches} batches."]
+        norms = f"{len(self.norms)} norm{'' if len(self.norms) == 1 else 's'}"
+        samples = f"{self.samples} sample{'' if self.samples == 1 else 's'}"
+        lines = [f"{norms} recalibrated on {samples} in {self.batches} batch{'' if self.batches == 1 else 'es'}."]
         lines += [f"  {row}" for row in self.norms]
         lines += [f"  {path}  left alone: {reason}" for path, reason in self.left.items()]
         return "\n".join(lines)
@@ -112,7 +114,7 @@ def recalibrate(
         >>> model[0].running_mean, model[0].running_var
         (tensor([5., 6.]), tensor([14., 14.]))
         >>> print(report)
-        1 norms recalibrated on 6 samples in 2 batches.
+        1 norm recalibrated on 6 samples in 2 batches.
           0  BatchNorm1d  mean moved by 5.523 deviations, deviation times 3.742
 
     Args:

@@ -63,7 +63,7 @@ def regroup(optimizer: torch.optim.Optimizer, before: Named, after: Named) -> st
         group["params"][:] = stay  # the list itself: LBFGS holds it, too
         if "param_names" in group:
             group["param_names"] = [called.get(id(parameter), "") for parameter in stay]
-    return f"Optimizer: {added} parameters added, {removed} removed."
+    return f"Optimizer: {added} parameter{'' if added == 1 else 's'} added, {removed} removed."
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, parameters: Named) -> None:

@@ -276,7 +276,17 @@ def _from_code(name: str, allow_code: bool, arguments: dict[str, Any]) -> nn.Mod
             "(never for a name from a stranger's file)."
         )
     module_name, _, path = name.partition(":")
-    function: Any = importlib.import_module(module_name)
+    try:
+        function: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # What the module itself does not find is its author's affair.
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ModuleNotFoundError(
+            f"build_model: there is no module {error.name!r}, which {name!r} needs. Install it as a package, or put "
+            "the folder that holds it on PYTHONPATH (PYTHONPATH=. for the current one).",
+            name=error.name,
+        ) from error
     for part in path.split("."):
         if not hasattr(function, part):
             near = difflib.get_close_matches(part, [key for key in dir(function) if not key.startswith("_")], n=3)
