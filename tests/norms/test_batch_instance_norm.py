@@ -36,7 +36,7 @@ def test_no_optimizer_gets_the_gate_out_of_bounds(optimizer):
         step.zero_grad()
         (norm(torch.randn(4, 6, 5, 5)) * torch.randn(4, 6, 5, 5)).sum().backward()
         step.step()
-        overshot |= not in_bounds(norm.gate)
+        overshot |= not in_bounds(dict(norm.named_parameters())["gate"])
         ema.update_parameters(norm)
         copies = [norm, copy.deepcopy(norm), pickle.loads(pickle.dumps(norm)), ema.module]
         for each in copies:
@@ -45,6 +45,7 @@ def test_no_optimizer_gets_the_gate_out_of_bounds(optimizer):
             clamped.gate.data.clamp_(0, 1)
             torch.testing.assert_close(copy.deepcopy(each).eval()(x), clamped(x), rtol=0, atol=0)
             assert in_bounds(copy.deepcopy(each).state_dict()["gate"])
+            assert in_bounds(copy.deepcopy(each).gate)
     assert overshot, "the optimizer must have tried"
     norm(torch.randn(4, 6, 5, 5))
     assert in_bounds(norm.gate)
@@ -73,8 +74,8 @@ def test_gradient_reaches_a_gate_outside_only_if_it_leads_back(gate, sign, passe
     norm.source = "batch"
 
     def gradient(start: float) -> torch.Tensor:
-        nn.init.constant_(norm.gate, start)
         norm.gate.grad = None
+        nn.init.constant_(norm.gate, start)  # last: reading the gate once more would bound it
         # Its derivative for the gate is sign * sum((BN - IN)^2) > 0 or < 0.
         direction = (BatchNorm(3)(x) - InstanceNorm(3)(x)).detach()
         (sign * direction * norm(x)).sum().backward()

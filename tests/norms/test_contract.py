@@ -122,13 +122,19 @@ def test_awkward_shapes_stay_finite(case: Case, shape: tuple[int, ...]) -> None:
 
 
 @all_cases
-def test_empty_batches_pass(case: Case) -> None:
-    norm = build(case)
+@pytest.mark.parametrize("shape", [(0, 8), (0, 8, 4, 4)], ids=str)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_empty_batches_pass(case: Case, shape: tuple[int, ...], training: bool) -> None:
+    norm = build(case).train(training)
     before = {name: value.clone() for name, value in norm.state_dict().items()}
-    assert norm(torch.zeros(0, 8, 4, 4, dtype=torch.float64)).shape == (0, 8, 4, 4)
+    x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    y = norm(x)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == shape
     for name, value in norm.state_dict().items():
         assert torch.equal(value, before[name]), name
-    assert norm.eval()(torch.zeros(0, 8, 4, 4, dtype=torch.float64)).shape == (0, 8, 4, 4)
+    for name, parameter in norm.named_parameters():
+        assert parameter.grad is None or not parameter.grad.any(), name
 
 
 @all_cases
@@ -189,6 +195,14 @@ def test_random_norms_replay_and_rest_in_evaluation(case: Case) -> None:
     torch.testing.assert_close(copy.deepcopy(norm)(x), drawn)
     if case.rests:
         assert norm.eval()(x) is x
+
+
+@all_cases
+def test_a_draw_for_another_batch_is_refused(case: Case) -> None:
+    norm, x = build(case), torch.randn(4, 8, 5, 5, dtype=torch.float64)
+    if case.random or norm.draw(x) is not None:
+        with pytest.raises(ValueError, match="expected a draw for 4 samples, got one for 1"):
+            norm(x, draw=norm.draw(x[:1]))
 
 
 @all_cases

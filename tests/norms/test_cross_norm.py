@@ -74,6 +74,14 @@ def test_styles_from_a_pool() -> None:
         CrossNorm(crop="style").pool = Moments(torch.zeros(2, 4), torch.ones(2, 4), 9)
 
 
+def test_a_pool_moves_with_the_layer() -> None:
+    norm = CrossNorm(3)
+    norm.pool = Moments(torch.zeros(2, 3), torch.ones(2, 3), torch.full((2, 1), 9.0))
+    pool = norm.to("meta").pool
+    assert pool is not None
+    assert pool.mean.is_meta and pool.var.is_meta and pool.count.is_meta
+
+
 def test_only_the_content_box_changes() -> None:
     norm = CrossNorm(crop="content")
     x = torch.randn(4, 3, 9, 7)
@@ -234,6 +242,13 @@ def test_a_draw_for_another_batch_is_refused() -> None:
     norm = CrossNorm()
     with pytest.raises(ValueError, match="a draw for 4 samples, got one for 1"):
         norm(torch.randn(4, 3, 5, 5), draw=norm.draw(torch.randn(1, 3, 5, 5)))
+
+
+def test_samples_may_act_one_by_one() -> None:
+    x, partner, acts = torch.randn(3, 2, 4, 4), torch.tensor([1, 2, 0]), torch.tensor([True, False, True])
+    y = CrossNorm()(x, draw=CrossNormDraw(acts, partner))
+    torch.testing.assert_close(y[1], x[1])
+    torch.testing.assert_close(moments(y[acts]).mean, moments(x[partner[acts]]).mean)
 
 
 def test_replayed_draws_may_be_written_by_hand() -> None:

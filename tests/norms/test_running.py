@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from shiftnorm.norms import AttentiveNorm, BatchNorm, RunningMoments, SelfNorm, SwitchNorm
+from shiftnorm.norms import AttentiveNorm, BatchNorm, MixtureNorm, RunningMoments, SelfNorm, SwitchNorm
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -144,6 +144,29 @@ def test_empty_batches_do_not_count() -> None:
     y.sum().backward()
     assert norm.num_batches_tracked == 0
     assert torch.isfinite(norm.weight.grad).all()
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_torchs_kernel_is_not_given_a_single_value_per_channel(momentum: float | None) -> None:
+    for shape in ((1, 4), (1, 4, 1, 1)):
+        norm = BatchNorm(4, momentum=momentum)
+        assert norm.native_batch_norm(torch.randn(shape), norm.weight, norm.bias, norm.eps) is None
+        with pytest.raises(ValueError, match="more than one value per channel"):
+            norm(torch.randn(shape))
+        assert norm.num_batches_tracked == 0
+        assert torch.equal(norm.running_var, torch.ones(4))
+
+
+def test_cumulative_averages_have_the_buffers_precision() -> None:
+    norms = BatchNorm(3, momentum=None).double(), MixtureNorm(3, momentum=None, num_components=1).double()
+    batches = torch.randn(7, 5, 3, 4, dtype=torch.float64) * 3 + 2
+    for batch in batches:
+        for norm in norms:
+            norm(batch)
+    for norm in norms:
+        want = batches.mean((0, 1, 3)), batches.var((1, 3)).mean(0)
+        for got, value in zip((norm.running_mean, norm.running_var), want, strict=True):
+            torch.testing.assert_close(got.reshape(3), value, rtol=1e-13, atol=1e-13)
 
 
 def test_self_norm_trains_on_a_single_sample_by_running_moments() -> None:

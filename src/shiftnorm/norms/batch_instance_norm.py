@@ -23,8 +23,8 @@ class BatchInstanceNorm(RunningMoments, MomentNorm):
         y = weight_c * (gate_c * BN(x) + (1 - gate_c) * IN(x)) + bias_c        # both with biased variances
 
     The gate stays in [0, 1] whatever the optimizer does: it always acts clamped, its gradient never pushes a value
-    outside further out, and training and saving write the clamped value back into the parameter. Optimizers need to
-    know nothing; the authors train gates at ten times the learning rate, without weight decay.
+    outside further out, and training, saving and reading ``norm.gate`` write the clamped value back into the parameter.
+    Optimizers need to know nothing; the authors train gates at ten times the learning rate, without weight decay.
 
     Example:
         >>> norm = BatchInstanceNorm(16)
@@ -33,8 +33,8 @@ class BatchInstanceNorm(RunningMoments, MomentNorm):
         >>> with torch.no_grad():
         ...     norm.gate.fill_(7.0).shape
         torch.Size([16])
-        >>> norm.state_dict()["gate"].max()
-        tensor(1.)
+        >>> norm.gate.max()
+        tensor(1., grad_fn=...)
 
     Args:
         num_features: channels C.
@@ -74,8 +74,27 @@ class BatchInstanceNorm(RunningMoments, MomentNorm):
             num_features, momentum=momentum, track_running_stats=track_running_stats, device=device, dtype=dtype
         )
         self.init_affine(num_features, affine=affine, device=device, dtype=dtype)
-        self.gate = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
+        self.register_parameter("gate", nn.Parameter(torch.ones(num_features, device=device, dtype=dtype)))
         self.official_count = 0
+
+    @property
+    def gate(self) -> nn.Parameter:
+        """The share of BatchNorm in every channel, (C,); what an optimizer moved out of [0, 1] is back when it is read.
+
+        Example:
+            >>> norm = BatchInstanceNorm(2)
+            >>> _ = torch.optim.SGD([norm.gate], lr=1.0), norm.gate.data.fill_(3.0)
+            >>> norm.gate.tolist()
+            [1.0, 1.0]
+        """
+        gate = self._parameters.get("gate")
+        if gate is None:  # as before its registration, where torch asks whether the name is free
+            raise AttributeError("gate")
+        # Under functional_call any tensor, and the caller's is not ours to write into.
+        if isinstance(gate, nn.Parameter) and not is_traced(gate):  # pyright: ignore[reportUnnecessaryIsInstance]
+            # Through .data: the version counter stays, so a second forward before the backward of the first is fine.
+            gate.data.clamp_(0, 1)
+        return gate
 
     def affine(self, m: Moments) -> Affine:
         """Gain and new mean from the batch moments seen now and the plane's own.
@@ -85,9 +104,8 @@ class BatchInstanceNorm(RunningMoments, MomentNorm):
             >>> norm.affine(Moments(torch.zeros(4, 2), torch.ones(4, 2), 9)).gain.shape
             torch.Size([4, 2])
         """
-        if self.training:
-            self._project_gate()
-        gate = _bounded(self.gate)
+        raw = self._parameters.get("gate")  # evaluation changes no parameter
+        gate = _bounded(self.gate if self.training or raw is None else raw)
         batch = self.seen(m)
         by_batch = gate * torch.rsqrt(batch.var + self.eps)
         gain = by_batch + (1 - gate) * torch.rsqrt(m.var + self.eps)
@@ -96,14 +114,8 @@ class BatchInstanceNorm(RunningMoments, MomentNorm):
             gain, mean = self.weight * gain, self.weight * mean
         return Affine(gain, mean if self.bias is None else mean + self.bias)
 
-    def _project_gate(self) -> None:
-        gate: Any = self.gate  # under functional_call any tensor, and the caller's is not ours to write into
-        if isinstance(gate, nn.Parameter) and not is_traced(gate):
-            # Through .data: the version counter stays, so a second forward before the backward of the first is fine.
-            gate.data.clamp_(0, 1)
-
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        self._project_gate()
+        _ = self.gate  # reading bounds it
         super()._save_to_state_dict(destination, prefix, keep_vars)  # pyright: ignore[reportUnknownMemberType]
 
     def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

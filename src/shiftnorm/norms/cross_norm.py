@@ -122,6 +122,8 @@ class CrossNorm(MomentNorm):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossNorm:
         super()._apply(fn, recurse)  # pyright: ignore[reportUnknownMemberType]
         self.active = fn(self.active)
+        if isinstance(self._pool_count, Tensor):
+            self._pool_count = fn(self._pool_count)
         return self
 
     @property
@@ -283,7 +285,7 @@ class CrossNorm(MomentNorm):
 
 def _is_known_to_act(acts: Tensor) -> bool:
     # Asking costs nothing on a CPU; elsewhere it would synchronise, and in a traced call fix the answer.
-    return acts.device.type == "cpu" and not is_traced(acts) and bool(acts)
+    return acts.device.type == "cpu" and not is_traced(acts) and acts.numel() == 1 and bool(acts)
 
 
 def restyle(

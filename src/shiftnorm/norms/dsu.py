@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from shiftnorm.norms.base import MomentNorm
+from shiftnorm.norms.draws import check_partners
 from shiftnorm.ops import Affine, Moments
 
 __all__ = ["DSU", "DSUDraw"]
@@ -113,6 +114,7 @@ class DSU(MomentNorm):
             tensor([[1.4142],
                     [2.0000]])
         """
+        check_partners("DSU", draw.mean_noise, m.mean.shape[0])
         if m.mean.shape[0] < 2:
             return Affine(torch.ones_like(m.mean), m.mean)
         std = m.deviation(self.eps)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from shiftnorm.norms.base import NormLayer, check_input
+from shiftnorm.norms.draws import check_partners
 from shiftnorm.ops.eager import accumulation_dtype
 
 __all__ = ["MixtureDraw", "MixtureNorm"]
@@ -188,6 +189,7 @@ class MixtureNorm(NormLayer):
             parts = running._replace(mean=running.mean - centre)
             shared = _responsibilities(centred.detach(), parts, self.eps)
         else:
+            check_partners("MixtureNorm", draw.races.transpose(0, 1), x.shape[0])
             count = x.shape[0] * size
             if count == 1:
                 raise ValueError(
@@ -230,7 +232,7 @@ class MixtureNorm(NormLayer):
         tracked.add_(1)
         order = _matched(batch.mean, running.mean)
         batch = _Components(*(tensor.index_select(0, order) for tensor in batch))
-        pace = 1.0 / tracked if self.momentum is None else self.momentum
+        pace = 1.0 / tracked.to(running.share.dtype) if self.momentum is None else self.momentum
         new = running.share + pace * (batch.share - running.share)
         step = (pace * batch.share / new.clamp(min=torch.finfo(new.dtype).tiny)).unsqueeze(1)
         unbiased = batch.var * (count / (count - 1))

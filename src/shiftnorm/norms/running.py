@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shiftnorm.ops import Moments
+from shiftnorm.ops import Moments, is_traced
 
 __all__ = ["RunningMoments", "Source"]
 
@@ -204,13 +204,13 @@ class RunningMoments(nn.Module):
 
         Returns:
             The output, or None where torch's kernel does not do what is asked: another source, cumulative averages,
-            moments of several ranks, an empty batch, or dtypes it does not mix.
+            moments of several ranks, an empty batch, a single value per channel, or dtypes it does not mix.
         """
         batch = self.uses_batch
         if batch and (self._source != "auto" or self.momentum is None or self.process_group is not None):
             return None
-        if batch and x.shape[0] == 0:
-            return None
+        if batch and (x.shape[0] == 0 or (x.shape[0] == 1 and x.numel() == x.shape[1])):
+            return None  # nothing, or a single value per channel: the formulas pass over the one and refuse the other
         own = next((tensor.dtype for tensor in (weight, self.running_mean) if tensor is not None), x.dtype)
         if own != x.dtype and (own != torch.float32 or x.dtype == torch.float64):
             return None  # the kernel wants equal dtypes, or 16-bit x with float32 parameters
@@ -225,7 +225,9 @@ class RunningMoments(nn.Module):
             # Autograd keeps what evaluation normalises by, and a training pass before the backward moves the buffers.
             mean, var = (None if t is None else t.clone() for t in (self.running_mean, self.running_var))
         pace = self.momentum or 0.0
-        if x.dim() == 2:  # small, as a gate's inputs are: F.batch_norm comes to this too, by three more calls
+        # Small, as a gate's inputs are: F.batch_norm comes to this too, by three more calls; one of them keeps an empty
+        # batch from the kernel, whose backward divides by its size.
+        if x.dim() == 2 and not is_traced(x) and x.shape[0] > 0:
             return torch.native_batch_norm(x, weight, bias, mean, var, batch, pace, eps)[0]
         return F.batch_norm(x, mean, var, weight, bias, batch, pace, eps)
 
@@ -284,7 +286,10 @@ class RunningMoments(nn.Module):
             # A batch whose mask leaves nothing says nothing either; its count is on the device, so no branch.
             counts = (pooled.count > 0).reshape(()) if isinstance(pooled.count, Tensor) else 1
             self.num_batches_tracked.add_(counts)
-            pace = 1.0 / self.num_batches_tracked.clamp(min=1) if self.momentum is None else self.momentum
+            # In the buffers' dtype before dividing: 1 / an integer tensor is float32, too coarse for float64 buffers.
+            wide = torch.promote_types(self.running_mean.dtype, torch.float32)
+            seen = self.num_batches_tracked.clamp(min=1)
+            pace = 1.0 / seen.to(wide) if self.momentum is None else self.momentum
             weight = pace * counts
             if isinstance(weight, Tensor):
                 weight = weight.to(self.running_mean.dtype)
