@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import subprocess
 import sys
 
@@ -41,8 +43,14 @@ def assert_one_clear_line(status, out, err, *parts):
 
 def test_a_corrupt_image_is_named(capsys, folder, tmp_path):
     (folder / "dog" / "broken.png").write_bytes(b"\x89PNG not really")
-    assert_one_clear_line(*run(capsys, "compare", "--data", folder, "--out", tmp_path / "out"), "broken.png")
+    words = ["compare", "--data", folder, "--out", tmp_path / "out"]
+    assert_one_clear_line(*run(capsys, *words), "broken.png", "leave such files out with --on-error skip")
     assert not (tmp_path / "out").exists()
+    smallest = ["--norms", "BatchNorm", "--seeds", 0, "--epochs", 1, "--corruptions", "contrast", "--workers", 0]
+    status, out, _ = run(capsys, *words, "--on-error", "skip", *smallest)
+    record = json.loads(next((tmp_path / "out" / "records").glob("BatchNorm*")).read_text())
+    left_out = os.path.join("dog", "broken.png")
+    assert status == 0 and f"left out: {left_out}\n" in out and record["data"]["left_out"] == [left_out]
 
 
 def test_one_class(capsys, folder, tmp_path):

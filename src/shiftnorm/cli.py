@@ -10,12 +10,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shiftnorm import __version__
-from shiftnorm.cli_corrupt import add_corrupt_verb, stopping_politely
+from shiftnorm.cli_corrupt import add_corrupt_verb
 from shiftnorm.cli_evaluate import add_evaluate_verbs
 from shiftnorm.cli_recipes import add_recipes_verb
 from shiftnorm.cli_surgery import add_surgery_verbs
 from shiftnorm.cli_train import add_train_verbs
-from shiftnorm.cli_verb import TRAINING, add_plain, add_verb, require
+from shiftnorm.cli_verb import (
+    TRAINING,
+    add_on_error,
+    add_plain,
+    add_verb,
+    require,
+    speaking_of_options,
+    stopping_politely,
+)
 
 _OF_RECIPES = ("train", "compare-recipes")
 # Keys of recipes that are likely to be given as options.
@@ -168,6 +176,7 @@ def _make_parser() -> argparse.ArgumentParser:
     compare.add_argument("--severities", nargs="+", type=int, metavar="N", help="severities, 1 to 5")
     compare.add_argument("--size", type=int, metavar="N", help="side of the images in pixels")
     compare.add_argument("--limit", type=int, metavar="N", help="use at most so many images per class")
+    add_on_error(compare)
     compare.add_argument("--device", choices=("cpu", "cuda"), help="where to train (default: cpu)")
     compare.add_argument(
         "--workers",
@@ -204,8 +213,9 @@ def _compare(options: argparse.Namespace) -> int:
         )
         if getattr(options, name) is not None
     }  # fmt: skip
-    with stopping_politely():
-        result = compare(recipe.changed(**overrides), data_dir=options.data, out_dir=options.out, debug=options.debug)
+    places = {"data_dir": options.data, "out_dir": options.out}
+    with stopping_politely(), speaking_of_options():
+        result = compare(recipe.changed(**overrides), **places, on_error=options.on_error, debug=options.debug)
     print(f"\n{result.table}\nReport: {result.report}")
     if result.failed:
         print(f"shiftnorm: {len(result.failed)} of {len(result.records)} runs failed, see above.", file=sys.stderr)

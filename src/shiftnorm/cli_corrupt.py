@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import re
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from shiftnorm.cli_verb import add_verb
+from shiftnorm.cli_verb import add_on_error, add_verb, speaking_of_options, stopping_politely
 
 if TYPE_CHECKING:
     from shiftnorm.data import Dataset
@@ -23,31 +21,12 @@ __all__ = [
     "add_data_options",
     "named_corruptions",
     "open_images",
-    "speaking_of_options",
-    "stopping_politely",
 ]
 
 GROUPS = ("common", "extra", "all")
 # The published layouts with the strengths that were used for them.
 LAYOUTS = {"cifar-c": "cifar32", "imagenet-c": "imagenet224"}
 CORRUPTED = ("cifar10-c", "cifar100-c", "imagenet-c")
-# What Python callers pass by these names is an option here.
-_ARGUMENTS = (
-    *(
-        "frost_dir",
-        "batch_size",
-        "constants",
-        "storage",
-        "severities",
-        "corruptions",
-        "normalize",
-        "preprocess",
-        "split",
-    ),
-    *("on_error", "root", "domain", "wnids", "out", "amp", "seed", "bootstrap", "download", "workers", "baseline"),
-    *("clean", "perturbations", "difficulty", "limit"),
-)
-_FUNCTIONS = "robustness|measure_stability|open_dataset|open_corrupted|open_sequences|corrupt"
 LINE_SECONDS = 10.0
 
 
@@ -73,10 +52,7 @@ def add_data_options(verb: argparse.ArgumentParser) -> None:
         "images have one size, else resize256-crop224)"
     )  # fmt: skip
     group.add_argument("--limit", type=int, metavar="N", help="use at most so many images per class")
-    group.add_argument(
-        "--on-error", choices=("raise", "skip"), default="raise",
-        help="what becomes of unreadable files: an error (default), or left out, counted and named",
-    )  # fmt: skip
+    add_on_error(group)
 
 
 def add_corruption_options(verb: argparse.ArgumentParser, *, constants: str) -> None:
@@ -137,65 +113,6 @@ def named_corruptions(options: argparse.Namespace) -> tuple[str, ...]:
             "frost_procedural."
         )
     return tuple(dict.fromkeys(names))
-
-
-@contextmanager
-def speaking_of_options() -> Iterator[None]:
-    """Let errors of functions speak of the options of the command line instead of arguments.
-
-    Example:
-        >>> with speaking_of_options():
-        ...     raise ValueError("pass frost_dir=, or another normalize='half'")
-        Traceback (most recent call last):
-        ...
-        ValueError: pass --frost-dir, or another --normalize half
-    """
-    names = "|".join(_ARGUMENTS)
-    try:
-        yield
-    except (ValueError, TypeError, OSError, KeyError) as fault:
-        text = str(fault.args[0]) if isinstance(fault, KeyError) and fault.args else str(fault)
-
-        def option(match: re.Match[str]) -> str:
-            value = (match[2] or "").strip("'\"")
-            return f"--{match[1].replace('_', '-')}" + (f" {value}" if value and value not in ("True", "...") else "")
-
-        text = text.replace("on_missing='skip'", "--partial")
-        said = re.sub(rf"\b({names})=('[^']*'|\"[^\"]*\"|True|[.]{{3}})?", option, text)
-        said = re.sub(r"(?<=\bpass )(frost_dir|batch_size)()\b", option, said)
-        said = re.sub(rf"^(?:{_FUNCTIONS}): ", "", said)
-        kind = ValueError if isinstance(fault, KeyError) else type(fault)
-        if said == str(fault) and kind is type(fault):
-            raise
-        try:
-            changed = kind(said)
-        except TypeError:  # an exception that needs more than a text
-            changed = ValueError(said)
-        raise changed from fault
-
-
-def _interrupt(*_: Any) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-@contextmanager
-def stopping_politely() -> Iterator[None]:
-    """Let being ended, as by a scheduler, be the same as Ctrl-C: what is finished is kept.
-
-    Example:
-        >>> with stopping_politely():
-        ...     signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-        False
-    """
-    try:
-        before = signal.signal(signal.SIGTERM, _interrupt)
-    except ValueError:  # not in the main thread, where signals do not arrive either
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def open_images(options: argparse.Namespace) -> Dataset:

@@ -16,8 +16,6 @@ from shiftnorm.cli_corrupt import (
     add_data_options,
     named_corruptions,
     open_images,
-    speaking_of_options,
-    stopping_politely,
 )
 from shiftnorm.cli_open import (
     add_file_options,
@@ -30,7 +28,7 @@ from shiftnorm.cli_open import (
     read_classes,
 )
 from shiftnorm.cli_report import add_report_verb
-from shiftnorm.cli_verb import add_verb, require
+from shiftnorm.cli_verb import add_verb, require, speaking_of_options, stopping_politely
 
 if TYPE_CHECKING:
     from torch import nn
@@ -380,7 +378,7 @@ def _of_run(options: argparse.Namespace, about: dict[str, Any]) -> Dataset | Non
         recipe = load_recipe("compare-folder").changed(
             **{key: known[key] for key in ("size", "test_fraction", "limit") if key in known}
         )
-        data = load_data(recipe, None if options.data is None else Path(options.data))
+        data = load_data(recipe, None if options.data is None else Path(options.data), on_error=options.on_error)
     except (ValueError, OSError):
         return None  # the images are read, or refused with the reason, as those of any other data
     if data.sha256() != known.get("sha256"):

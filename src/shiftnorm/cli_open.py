@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shiftnorm.cli_corrupt import CORRUPTED, GROUPS, speaking_of_options
+from shiftnorm.cli_corrupt import CORRUPTED, GROUPS
+from shiftnorm.cli_verb import speaking_of_options
 
 if TYPE_CHECKING:
     from shiftnorm.data import Dataset

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shiftnorm.cli_corrupt import stopping_politely
-from shiftnorm.cli_verb import TRAINING, add_verb, require
+from shiftnorm.cli_verb import TRAINING, add_verb, require, stopping_politely
 
 if TYPE_CHECKING:
     from shiftnorm.fit import Stopped

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -68,6 +68,7 @@ def compare(
     *,
     data_dir: str | Path | None = None,
     out_dir: str | Path | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
     say: Callable[[str], object] = print,
     debug: bool = False,
 ) -> Comparison:
@@ -92,6 +93,7 @@ def compare(
         recipe: what to compare.
         data_dir: images in ImageFolder layout; None for the embedded digits.
         out_dir: where results go; None for ``runs/compare-<name of the data>``.
+        on_error: what becomes of files that cannot be read as images: "raise", or "skip", named and in the records.
         say: gets lines of text on what happens.
         debug: also say the tracebacks of failed runs.
 
@@ -106,7 +108,9 @@ def compare(
     if recipe.device == "cuda" and not torch.cuda.is_available():
         raise ValueError('recipe field device: expected a CUDA device for "cuda", found none; use "cpu".')
     began = time.perf_counter()
-    data = load_data(recipe, None if data_dir is None else Path(data_dir))
+    data = load_data(recipe, None if data_dir is None else Path(data_dir), on_error=on_error)
+    for each in data.left_out:
+        say(f"left out: {each}")
     facts = data.describe()
     out = Path("runs", "compare-" + re.sub(r"[^\w.-]+", "-", facts["name"])) if out_dir is None else Path(out_dir)
     check_owner(out, COMPARISON, "compare")

@@ -41,6 +41,7 @@ class DataRecipe:
         flip: mirror half of the images.
         mean: per channel of images in [0, 1]; None to take it from the training images.
         std: likewise.
+        on_error: what becomes of files that cannot be read as images: "raise", or "skip", named and in the record.
     """
 
     name: str = "digits"
@@ -53,6 +54,7 @@ class DataRecipe:
     flip: bool = False
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    on_error: Literal["raise", "skip"] = "raise"
 
     def __post_init__(self) -> None:
         check_types(self)

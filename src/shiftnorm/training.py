@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import torch
@@ -36,6 +37,8 @@ class Data(NamedTuple):
 
     train: ImageSet
     test: ImageSet
+    left_out: tuple[str, ...] = ()
+    """Files that could not be read, from the folder on."""
 
     def sha256(self) -> str:
         """Digest of all pixels and labels, in order."""
@@ -55,10 +58,11 @@ class Data(NamedTuple):
             "test": len(self.test),
             "size": list(self.train.images.shape[2:]),
             "classes": list(self.train.classes),
+            **({"left_out": list(self.left_out)} if self.left_out else {}),
         }
 
 
-def load_data(recipe: CompareRecipe, folder: Path | None) -> Data:
+def load_data(recipe: CompareRecipe, folder: Path | None, *, on_error: Literal["raise", "skip"] = "raise") -> Data:
     """Load the images of a comparison.
 
     Example:
@@ -70,6 +74,7 @@ def load_data(recipe: CompareRecipe, folder: Path | None) -> Data:
     Args:
         recipe: gives size, test fraction and limit.
         folder: in ImageFolder layout; None for the embedded digits.
+        on_error: what becomes of files that cannot be read as images: "raise", or "skip" and list them.
 
     Returns:
         Training and test images.
@@ -79,10 +84,10 @@ def load_data(recipe: CompareRecipe, folder: Path | None) -> Data:
         ValueError: for a folder without images, with one class, or with an image that cannot be read.
     """
     if folder is not None:
-        train, test, _ = load_folder(
-            folder, recipe.size, test_fraction=recipe.test_fraction, limit=recipe.limit, seed=0, on_bad="error"
+        train, test, left_out = load_folder(
+            folder, recipe.size, test_fraction=recipe.test_fraction, limit=recipe.limit, seed=0, on_error=on_error
         )
-        return Data(train, test)
+        return Data(train, test, tuple(os.path.relpath(each, folder) for each in left_out))
     train, test = digits_on_photos(seed=0, size=recipe.size)
     return Data(_limit(train, recipe.limit), _limit(test, recipe.limit))
 

@@ -129,9 +129,9 @@ def test_bad_files_are_named_or_skipped(pets: Path) -> None:
     bad = [pets / "cat" / "003.png", pets / "dog" / "note.txt"]
     bad[0].write_bytes(bad[0].read_bytes()[:40])
     bad[1].write_text("not an image")
-    with pytest.raises(ValueError, match=r"cannot read .*cat/003.png: .*repair or remove it.*on_bad='skip'"):
+    with pytest.raises(ValueError, match=r"cannot read .*cat/003.png: .*repair or remove it.*on_error='skip'"):
         load_folder(pets)
-    train, test, skipped = load_folder(pets, on_bad="skip")
+    train, test, skipped = load_folder(pets, on_error="skip")
     assert skipped == tuple(str(path) for path in bad)
     assert len(train) + len(test) == 14
 
@@ -139,7 +139,7 @@ def test_bad_files_are_named_or_skipped(pets: Path) -> None:
 def test_skipped_files_are_replaced_within_the_limit(pets: Path) -> None:
     for index in range(6):
         (pets / "cat" / f"{index:03}.png").write_text("broken")
-    train, test, skipped = load_folder(pets, limit=4, on_bad="skip")
+    train, test, skipped = load_folder(pets, limit=4, on_error="skip")
     assert (train.labels.bincount() + test.labels.bincount()).tolist() == [4, 4]
     assert len(skipped) <= 6
 
@@ -175,14 +175,14 @@ def test_one_class(tmp_path: Path) -> None:
 def test_empty_class(pets: Path) -> None:
     (pets / "emu").mkdir()
     with pytest.raises(ValueError, match=r"no files in the class folders \['emu'\]"):
-        load_folder(pets, on_bad="skip")
+        load_folder(pets, on_error="skip")
 
 
 def test_class_without_a_readable_image(pets: Path) -> None:
     (pets / "emu").mkdir()
     (pets / "emu" / "a.png").write_text("broken")
     with pytest.raises(ValueError, match=r"class 'emu' has no file that can be read \(1 tried, such as .*a.png\)"):
-        load_folder(pets, on_bad="skip")
+        load_folder(pets, on_error="skip")
 
 
 def test_class_with_one_image(pets: Path) -> None:
@@ -225,7 +225,7 @@ def test_more_than_memory(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"size": 0}, "size must be at least 1, got 0"),
         ({"limit": 1}, "limit must be at least 2, .* got 1"),
         ({"test_fraction": 1.0}, r"test_fraction must be in \(0, 1\), got 1.0"),
-        ({"on_bad": "ignore"}, "on_bad must be 'error' or 'skip', got 'ignore'"),
+        ({"on_error": "ignore"}, "on_error must be 'raise' or 'skip', got 'ignore'"),
     ],
 )
 def test_arguments(pets: Path, arguments: dict[str, object], message: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -103,6 +105,19 @@ def test_folders_that_cannot_be_kept_apart_are_refused(tmp_path: Path) -> None:
     (linked / "test" / "cat" / "again.png").symlink_to(linked / "train" / "cat" / "3.png")
     with pytest.raises(ValueError, match=r"1 file of linked is in its training and in its test part.*cat/3\.png"):
         load_fit_data(recipe, linked)
+
+
+@pytest.mark.parametrize("crop", ["pad", "resized"])
+def test_files_that_are_no_images_are_refused_or_left_out(tmp_path: Path, crop: Literal["pad", "resized"]) -> None:
+    recipe = DataRecipe(name="folder", crop=crop, size=32)
+    place = flat_folder(tmp_path)
+    whole = load_fit_data(recipe, place)
+    (place / "cat" / "broken.png").write_bytes(b"\x89PNG not really")
+    with pytest.raises(ValueError, match=r"broken\.png.*leave such files out with --set data\.on_error=skip"):
+        load_fit_data(recipe, place)
+    rest = load_fit_data(replace(recipe, on_error="skip"), place)
+    assert (len(rest.train), len(rest.test)) == (len(whole.train), len(whole.test))
+    assert rest.describe()["left_out"] == [str(Path("cat", "broken.png"))] and "left_out" not in whole.describe()
 
 
 @pytest.mark.parametrize(

@@ -53,9 +53,14 @@ def test_active_switches_the_layer_off_and_on_again():
     assert norm(x) is not x
 
 
-def test_a_batch_of_one_passes_with_its_gradient():
-    x = torch.randn(1, 3, 5, requires_grad=True)
-    assert EFDMix(p=1.0)(x) is x
+def test_a_batch_of_one_is_its_own_partner():
+    x, g = torch.randn(1, 3, 5, requires_grad=True), torch.randn(1, 3, 5)
+    norm = EFDMix(p=1.0)
+    draw = norm.draw(x)
+    y = norm(x, draw=draw)
+    torch.testing.assert_close(y, x)
+    # as every sample that meets itself: g for the element, and (1 - weight) * g for what it lends
+    torch.testing.assert_close(torch.autograd.grad(y, x, g)[0], (2 - draw.weight.unsqueeze(-1)) * g)
 
 
 def test_a_step_without_action_changes_nothing():

@@ -108,7 +108,7 @@ class _Reader:
             if not self.skip:
                 raise ValueError(
                     f"load_folder: cannot read {path}: {error}; repair or remove it, or leave such files out with "
-                    "on_bad='skip'"
+                    "on_error='skip'"
                 ) from error
             self.skipped.append(str(path))
             return False
@@ -157,7 +157,7 @@ def load_folder(
     test_fraction: float = 0.2,
     limit: int | None = None,
     seed: int = 0,
-    on_bad: Literal["error", "skip"] = "error",
+    on_error: Literal["raise", "skip"] = "raise",
     cache: str | os.PathLike[str] | None = None,
 ) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
     """Read a folder, or a tar archive, of images sorted into one folder per class.
@@ -191,7 +191,7 @@ def load_folder(
         test_fraction: part of each class to test on; not used where the folder has its own split.
         limit: at most this many images per class, chosen at random; in a folder with its own split, in either part.
         seed: of the choice of images and of the split.
-        on_bad: what to do with a file that cannot be read as an image: ``"error"``, or ``"skip"`` it and list it.
+        on_error: what becomes of a file that cannot be read as an image: ``"raise"``, or ``"skip"`` it and list it.
         cache: where archives are unpacked; by default ``$XDG_CACHE_HOME/shiftnorm`` or ``~/.cache/shiftnorm``.
 
     Returns:
@@ -202,12 +202,12 @@ def load_folder(
         NotADirectoryError: ``path`` is a file but no archive.
         PermissionError: a folder may not be read.
         ValueError: fewer than two classes, a class without images or with one only, a file that is no image (with
-            ``on_bad="error"``), an unsafe or damaged archive, or an argument out of range.
+            ``on_error="raise"``), an unsafe or damaged archive, or an argument out of range.
         ImportError: Pillow is not installed.
     """
     root = Path(path)
-    if on_bad not in ("error", "skip"):
-        raise ValueError(f"load_folder: on_bad must be 'error' or 'skip', got {on_bad!r}")
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"load_folder: on_error must be 'raise' or 'skip', got {on_error!r}")
     if size is not None and size < 1:
         raise ValueError(f"load_folder: size must be at least 1, got {size}")
     if limit is not None and limit < 2:
@@ -235,7 +235,7 @@ def load_folder(
     parts = _parts(root)
     classes = tuple(sorted(parts[0]))
     generator = torch.Generator().manual_seed(seed)
-    reader = _Reader(size, on_bad == "skip")
+    reader = _Reader(size, on_error == "skip")
     counts = [_read_part(part, reader, limit, generator) for part in parts]
     whole = ImageSet(torch.stack(reader.images), torch.tensor(reader.labels), classes, name)
     if len(parts) == 2:

@@ -47,6 +47,7 @@ class FitData:
         test: what the trained network is measured on: the test images, or the held-out ones.
         mean: per channel of images in [0, 1].
         std: likewise.
+        left_out: files that could not be read, from the folder on.
     """
 
     train: Dataset
@@ -54,6 +55,7 @@ class FitData:
     test: Dataset
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def in_memory(self) -> bool:
@@ -104,6 +106,7 @@ class FitData:
             "classes": list(self.train.classes),
             "mean": list(self.mean),
             "std": list(self.std),
+            **({"left_out": list(self.left_out)} if self.left_out else {}),
         }
 
     def batches(
@@ -194,7 +197,7 @@ def load_fit_data(
             or shares a file with the other, or nothing says where a folder lies.
     """
     place = recipe.root if root is None else root
-    train, test = _open(recipe, None if place is None else Path(place))
+    train, test, left_out = _open(recipe, None if place is None else Path(place))
     if train.classes != test.classes:
         raise ValueError(
             f"train: the training images of {train.name} have the classes {_listed(train.classes)}, its test images "
@@ -222,26 +225,36 @@ def load_fit_data(
         raise ValueError(f"train: no training image of {train.name} is left; data.limit or data.validation is wrong.")
     # a recipe has both or neither
     mean, std = _moments(train) if recipe.mean is None or recipe.std is None else (recipe.mean, recipe.std)
-    return FitData(train, validation, test, mean, std)
+    return FitData(train, validation, test, mean, std, left_out)
 
 
-def _open(recipe: DataRecipe, root: Path | None) -> tuple[Dataset, Dataset]:
+def _open(recipe: DataRecipe, root: Path | None) -> tuple[Dataset, Dataset, tuple[str, ...]]:
+    try:
+        train, test, left_out = _read(recipe, root)
+    except ValueError as fault:
+        said = str(fault).replace("on_error='skip'", "--set data.on_error=skip")
+        raise (fault if said == str(fault) else ValueError(said)) from fault
+    return train, test, tuple(each if root is None else os.path.relpath(each, root) for each in left_out)
+
+
+def _read(recipe: DataRecipe, root: Path | None) -> tuple[Dataset, Dataset, list[str]]:
     if recipe.name == "digits":
         if root is not None:
             raise ValueError(
                 f"train: the recipe's images are the digits, which come with scikit-learn and are in no folder, got "
                 f"{root}. For a folder of images of your own add --set data.name=folder."
             )
-        return _held(*digits_on_photos(seed=0, size=recipe.size))
-    options: dict[str, Any] = {} if root is None else {"root": root}
+        return *_held(*digits_on_photos(seed=0, size=recipe.size)), []
+    options: dict[str, Any] = {"on_error": recipe.on_error} | ({} if root is None else {"root": root})
     name: str | Path = recipe.name
     if recipe.name == "folder":
         if root is None:
             raise ValueError("train: the recipe wants a folder of images, got none; say where it is with --data DIR.")
         if recipe.crop == "pad":
-            train, test, _ = load_folder(root, recipe.size, seed=_SPLIT_SEED, on_bad="error")
-            return _held(train, test)
-        name, options = root, {}
+            train, test, left_out = load_folder(root, recipe.size, seed=_SPLIT_SEED, on_error=recipe.on_error)
+            return *_held(train, test), list(left_out)
+        name = root
+        del options["root"]
     if recipe.name in ("folder", "imagenet"):
         options["preprocess"] = f"resize{round(_WIDER * recipe.size)}-crop{recipe.size}"
     if root is not None and not root.exists():
@@ -255,8 +268,9 @@ def _open(recipe: DataRecipe, root: Path | None) -> tuple[Dataset, Dataset]:
     if recipe.name == "folder":
         train, test = _apart(train, test)
     fits = (len(train) + len(test)) * 3 * recipe.size**2 <= MEMORY_LIMIT
-    # Random parts are cut from whole pictures, which are in the files only.
-    return (train.in_memory(), test.in_memory()) if fits and recipe.crop == "pad" else (train, test)
+    if fits and recipe.crop == "pad":  # random parts are cut from whole pictures, which are in the files only
+        train, test = train.in_memory(), test.in_memory()
+    return train, test, list(dict.fromkeys(item.path for part in (train, test) for item in part.skipped))
 
 
 def _apart(train: Dataset, test: Dataset) -> tuple[Dataset, Dataset]:

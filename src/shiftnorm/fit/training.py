@@ -103,6 +103,8 @@ def train(
     tell = say if owner else _silent
     device = choose_device(loop)
     data = load_fit_data(recipe.data, data_root, test_limit=recipe.evaluate.limit, part=recipe.evaluate.part)
+    for each in data.left_out:
+        tell(f"left out: {each}")
     folder = RunFolder(out, identity_of(recipe, data.sha256))
     title = name or folder.path.name
     if owner:

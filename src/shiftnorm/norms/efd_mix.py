@@ -49,7 +49,7 @@ class EFDMix(NormLayer):
         y = lambda * x + (1 - lambda) * t
 
     The gradient is the authors' choice and not the derivative: x receives g whole, not lambda * g, and the element of
-    x_pi that became t receives (1 - lambda) * g.
+    x_pi that became t receives (1 - lambda) * g. A sample that is its own partner, as in a batch of one, gets both.
 
     Example:
         >>> norm = EFDMix()
@@ -74,8 +74,7 @@ class EFDMix(NormLayer):
         CVPR 2022, arXiv:2203.07740.
     Differences: one sort where the authors make two; the stable order makes results the same on every device; torch's
         generator on x's device instead of Python's ``random``; mixed in float32, half precision stays half; odd batches
-        work with "crossdomain"; a batch of one passes unchanged, its gradient too, which the authors' scale by
-        2 - lambda; no eps, which theirs has and never uses.
+        work with "crossdomain"; no eps, which theirs has and never uses.
     """
 
     def __init__(
@@ -137,7 +136,7 @@ class EFDMix(NormLayer):
             raise ValueError(
                 "EFDMix: expected mask to be None, got a tensor. Planes of different lengths have no ranks in common."
             )
-        if self.is_identity or x.shape[0] < 2:
+        if self.is_identity or x.shape[0] == 0:
             return x
         draw = self.draw(x) if draw is None else draw
         check_partners("EFDMix", draw.permutation, x.shape[0])
