@@ -1,7 +1,7 @@
 """Every norm on a GPU, against plain formulas, torch's own norms and the bandwidth of a copy, in one call.
 
 python benchmarks/gpu.py                        at most 9 minutes; a record under benchmarks/results
-python benchmarks/gpu.py --seconds 120          stop after so many; what was not reached is named in the record
+python benchmarks/gpu.py --seconds 120          start nothing that may last longer; the record names what was left out
 python benchmarks/gpu.py --only passes norms    passes, norms, torch, plain, compiled
 TRITON_INTERPRET=1 python benchmarks/gpu.py --smoke    end to end on a CPU with tiny tensors; its times mean nothing
 """
@@ -48,6 +48,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 LAYOUTS = ["channels_last", "contiguous"]
 # What is compiled, as each takes seconds: a norm of every kind, on the first shape.
 COMPILED = ["BatchNorm", "BatchInstanceNorm", "SelfNorm", "Chain (BatchNorm, CNSN)"]
+COMPILED_SECONDS = 60.0  # with fewer left a candidate is not started: its compilation cannot be cut short
 # Norms that read x once where what shares moments fits on chip: "ours" may then beat the floor, that of two passes.
 AT_ONCE = ["InstanceNorm", "GroupNorm", "LayerNorm"]
 PARTS = ["passes", "norms", "torch", "plain", "compiled"]
@@ -63,6 +64,10 @@ class Config(NamedTuple):
     def tensor(self, device: str) -> Tensor:
         x = torch.randn(self.shape, device=device, dtype=DTYPES[self.dtype])
         return x.movedim(1, -1).contiguous().movedim(-1, 1) if self.layout == "channels_last" else x
+
+
+class OutOfTime(Exception):
+    """What comes next is not started: there is no time left for it."""
 
 
 class Task(NamedTuple):
@@ -85,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not options.smoke and not torch.cuda.is_available():
         parser.error("needs a GPU; --smoke runs tiny tensors on the CPU")
+    kind = "smoke-" if options.smoke else ""
+    path = options.output or RESULTS / f"gpu-{kind}{datetime.now(timezone.utc):%Y-%m-%d}.json"
     record = measured(
         TINY if options.smoke else SHAPES,
         parts=options.only,
@@ -92,10 +99,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seconds=options.seconds,
         smoke=options.smoke,
         report=lambda line: print(line, file=sys.stderr, flush=True),
+        keep=lambda record: save(record, path),
     )
-    kind = "smoke-" if options.smoke else ""
-    path = save(record, options.output or RESULTS / f"gpu-{kind}{record['date'][:10]}.json")
-    print(f"{len(record['results'])} results, {len(record['not_reached'])} not reached, record: {path}")
+    failed = sum("error" in row for row in record["results"])
+    print(
+        f"{len(record['results'])} results, {failed} of them errors, {len(record['not_reached'])} not reached, "
+        f"record: {path}"
+    )
 
 
 def measured(
@@ -106,32 +116,50 @@ def measured(
     seconds: float,
     smoke: bool,
     report: Callable[[str], None] = lambda line: None,
+    keep: Callable[[dict[str, Any]], object] = lambda record: None,
 ) -> dict[str, Any]:
+    """The record, handed to ``keep`` whenever a part of a shape is done: what comes later may be cut short."""
     began = time.perf_counter()
     clock = Clock.here(smoke)
-    before = machine(clock.device)
     configs = [Config(shape, dtype, layout) for shape in shapes for dtype in DTYPES for layout in LAYOUTS]
-    copies = {config: copy_bandwidth(config, clock) for config in configs}
-    results: list[dict[str, Any]] = []
-    not_reached: list[str] = []
-    for part, config in plan(parts, configs):
-        if time.perf_counter() - began > seconds:
-            not_reached.append(f"{part} {label(config)}")
-            continue
-        rows = pass_results(config, clock) if part == "passes" else norm_results(part, config, names, clock, smoke)
-        results += [{**described(config), **row, **fractions(row, config, copies[config])} for row in rows]
-        report(f"{time.perf_counter() - began:5.0f} s  {part} {label(config)}")
-    return {
+    copies: dict[Config, float] = {}
+    record: dict[str, Any] = {
         "format": FORMAT,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": {"before": before, "after": machine(clock.device)},
+        "machine": {"before": machine(clock.device)},
         "settings": {"smoke": smoke, **clock._asdict()},
-        "seconds": time.perf_counter() - began,
-        "copies": [{**described(config), "bytes_per_s": bandwidth} for config, bandwidth in copies.items()],
-        "backends": {label(config): explain(config.tensor(clock.device)).splitlines() for config in configs},
-        "results": results,
-        "not_reached": not_reached,
+        "seconds": 0.0,
+        "copies": [],
+        "backends": {},
+        "results": [],
+        "not_reached": [],
     }
+    for part, config in plan(parts, configs):
+        common = {**described(config), "part": part}
+        try:
+            if time.perf_counter() - began > seconds:
+                raise OutOfTime
+            if config not in copies:
+                record["backends"][label(config)] = explain(config.tensor(clock.device)).splitlines()
+                copies[config] = copy_bandwidth(config, clock)
+                record["copies"].append({**described(config), "bytes_per_s": copies[config]})
+            rows = (
+                pass_results(config, clock)
+                if part == "passes"
+                else norm_results(part, config, names, clock, smoke, until=began + seconds)
+            )
+            for row in rows:
+                record["results"].append({**common, **row, **fractions(row, config, copies[config])})
+        except OutOfTime as left:
+            record["not_reached"].append(" ".join([part, label(config), *left.args]))
+        except Exception as error:  # what cannot be measured is a result, and the other parts still count
+            record["results"].append({**common, "error": said(error)})
+        record["seconds"] = time.perf_counter() - began
+        keep(record)
+        report(f"{record['seconds']:5.0f} s  {part} {label(config)}")
+    record["machine"]["after"] = machine(clock.device)
+    keep(record)
+    return record
 
 
 def plan(parts: Sequence[str], configs: Sequence[Config]) -> Iterator[tuple[str, Config]]:
@@ -142,6 +170,10 @@ def plan(parts: Sequence[str], configs: Sequence[Config]) -> Iterator[tuple[str,
             yield "compiled", configs[0]
     if "compiled" in parts:
         yield "compiled", configs[1]
+
+
+def said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
 
 
 def label(config: Config) -> str:
@@ -175,19 +207,26 @@ def pass_results(config: Config, clock: Clock) -> Iterator[dict[str, Any]]:
     }
     for name, (units, call) in calls.items():
         steps = [lambda i=i, call=call: call(i) for i in range(len(inputs))]
-        yield {"part": "passes", "row": name, "kind": "kernel", "what": "pass", "units": units, **times(steps, clock)}
+        common = {"row": name, "kind": "kernel", "what": "pass", "units": units}
+        try:
+            yield {**common, **times(steps, clock)}
+        except Exception as error:  # as below
+            yield {**common, "error": said(error)}
 
 
 def norm_results(
-    part: str, config: Config, names: Sequence[str], clock: Clock, smoke: bool
+    part: str, config: Config, names: Sequence[str], clock: Clock, smoke: bool, *, until: float
 ) -> Iterator[dict[str, Any]]:
     inputs = [x.requires_grad_() for x in clock.sets(config.tensor)]
     gradients = clock.sets(config.tensor)
     draws = Draws._make(draw.to(clock.device) for draw in draws_for(inputs[0].detach().cpu()))
+    reserve = COMPILED_SECONDS if part == "compiled" and not smoke else 0.0
     for task in tasks(part, config, names, draws, clock.device, smoke):
-        torch.manual_seed(0)
-        common = {"part": part, "row": task.row, "kind": task.kind}
+        if time.perf_counter() + reserve > until:
+            raise OutOfTime(f"from {task.row}, {task.kind}")
+        common = {"row": task.row, "kind": task.kind}
         try:
+            torch.manual_seed(0)
             forward, parameters = task.make(inputs[0])
             with use_backend(task.backend) if task.backend else nullcontext():
                 if part != "compiled":  # a second graph, as long in the making as the one that counts
@@ -195,7 +234,7 @@ def norm_results(
                 found = step_times(forward, parameters, inputs, gradients, clock)
                 yield {**common, "what": "forward+backward", "units": 8, **found}
         except Exception as error:  # a candidate that cannot run is a result, and the others still count
-            yield {**common, "what": "forward+backward", "error": f"{type(error).__name__}: {error}"[:300]}
+            yield {**common, "what": "forward+backward", "error": said(error)}
         if part == "compiled":
             torch._dynamo.reset()
             gc.collect()
@@ -287,14 +326,23 @@ def torchs(channels: int, dims: int, dtype: str) -> dict[str, Callable[[], nn.Mo
         "GroupNorm": lambda: nn.GroupNorm(groups(channels), channels, dtype=DTYPES[dtype]),
     }
     if find_spec("liger_kernel") is not None:
-        from liger_kernel.transformers.group_norm import LigerGroupNorm
-
-        found["GroupNorm (Liger)"] = lambda: LigerGroupNorm(channels, groups(channels))
+        found["GroupNorm (Liger)"] = lambda: _liger(channels)
     if find_spec("apex") is not None:
-        from apex.contrib.group_norm import GroupNorm
-
-        found["GroupNorm (apex)"] = lambda: GroupNorm(groups(channels), channels)
+        found["GroupNorm (apex)"] = lambda: _apex(channels)
     return found
+
+
+# Imported where they are timed: an installation that is broken is then an error of this row alone.
+def _liger(channels: int) -> nn.Module:
+    from liger_kernel.transformers.group_norm import LigerGroupNorm
+
+    return LigerGroupNorm(channels, groups(channels))
+
+
+def _apex(channels: int) -> nn.Module:
+    from apex.contrib.group_norm import GroupNorm
+
+    return GroupNorm(groups(channels), channels)
 
 
 class WithoutCudnn(nn.Module):

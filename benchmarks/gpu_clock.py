@@ -83,9 +83,23 @@ def _captured(run: Callable[[], None]) -> torch.cuda.CUDAGraph:
         run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
+    before = torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError:
+        torch.cuda.set_stream(before)  # one that fails to end does not leave its stream
+        _let_go_of_the_generator()
+        raise
     return graph
+
+
+def _let_go_of_the_generator() -> None:
+    """After a capture that failed, torch's generator may go on waiting for its end and give no more random numbers."""
+    try:
+        torch.rand((), device="cuda")
+    except RuntimeError:  # pytorch/pytorch#171263
+        torch.cuda.default_generators[torch.cuda.current_device()].graphsafe_set_state(torch.Generator("cuda"))
 
 
 def _cuda_ms(run: Callable[[], Any]) -> float:

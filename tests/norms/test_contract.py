@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,9 +13,16 @@ from torch import Tensor
 
 from cases import CASES, Case, build, roster
 from shiftnorm.norms import MomentNorm, NormLayer
-from shiftnorm.ops import use_backend
+from shiftnorm.ops import choose, use_backend
 
 all_cases = pytest.mark.parametrize("case", CASES, ids=str)
+# Norms that leave some inputs to a kernel of torch's, and are also to be tried with our passes.
+LEAVING = [case for case in CASES if getattr(type(case.build(8)), "native", None) not in (None, MomentNorm.native)]
+all_cases_both_ways = pytest.mark.parametrize(
+    ("case", "own"),
+    [*((case, False) for case in CASES), *((case, True) for case in LEAVING)],
+    ids=lambda value: {True: "own", False: "best"}[value] if isinstance(value, bool) else str(value),
+)
 SHAPES = [(6, 8), (6, 8, 11), (5, 8, 7, 6), (4, 8, 3, 4, 5)]
 
 
@@ -22,18 +30,23 @@ def draw_of(norm: NormLayer, x: Tensor) -> Any:
     return norm.draw(x) if norm.training else None
 
 
-def run(norm: NormLayer, x: Tensor, draw: Any = None) -> Tensor:
-    return norm(x, draw=draw)
+def run(norm: NormLayer, x: Tensor, draw: Any = None, *, own: bool = False) -> Tensor:
+    with use_backend(choose(x).name) if own else nullcontext():
+        return norm(x, draw=draw)
 
 
 def test_no_norm_of_the_roster_is_forgotten() -> None:
     assert {case.name.split("-")[0] for case in CASES} == set(roster())
 
 
-@all_cases
+def test_some_norms_leave_inputs_to_torch() -> None:
+    assert {str(case) for case in LEAVING} >= {"BatchNorm", "GroupNorm", "LayerNorm"}
+
+
+@all_cases_both_ways
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{len(shape)}d")
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_output_and_gradients_equal_the_paper(case: Case, shape: tuple[int, ...], training: bool) -> None:
+def test_output_and_gradients_equal_the_paper(case: Case, own: bool, shape: tuple[int, ...], training: bool) -> None:
     if len(shape) == 2 and case.not_on_2d:
         pytest.skip(case.not_on_2d)
     norm = build(case).train(training)
@@ -45,7 +58,7 @@ def test_output_and_gradients_equal_the_paper(case: Case, shape: tuple[int, ...]
         for name, value in state.items()
     }
     want = case.reference(x, norm.to_official(tracked), training, draw)
-    got = run(norm, x, draw)
+    got = run(norm, x, draw, own=own)
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
     assert torch.equal(x, before)
     g = torch.randn_like(got)
@@ -294,7 +307,7 @@ def test_the_contract_can_fail() -> None:
 
     wrong = Case("wrong", lambda c: _WrongByHalf(c), fixed(reference.instance_norm))
     with pytest.raises(AssertionError):
-        test_output_and_gradients_equal_the_paper(wrong, (5, 8, 7, 6), True)
+        test_output_and_gradients_equal_the_paper(wrong, False, (5, 8, 7, 6), True)
 
 
 NORMALISING = ["BatchNorm", "InstanceNorm", "GroupNorm", "LayerNorm", "IBN", "BatchInstanceNorm", "SwitchNorm"]
@@ -307,7 +320,8 @@ def test_large_means_cost_no_more_than_in_torchs_batch_norm(case: Case, ratio: f
 
     def run_in(norm: torch.nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         data = x.to(dtype).requires_grad_()
-        y = norm.to(dtype)(data)
+        with use_backend(choose(data).name):  # never torch's own kernel
+            y = norm.to(dtype)(data)
         return y.double(), torch.autograd.grad(y, data, g.to(dtype))[0].double()
 
     theirs = torch.nn.BatchNorm2d(8)

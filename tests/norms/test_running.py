@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
 from shiftnorm.norms import AttentiveNorm, BatchNorm, MixtureNorm, RunningMoments, SelfNorm, SwitchNorm
+from shiftnorm.ops import choose, use_backend
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -17,8 +19,9 @@ FORMATS = [torch.contiguous_format, torch.channels_last]
 @pytest.mark.parametrize("memory_format", FORMATS, ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("track", [True, False])
+@pytest.mark.parametrize("own", [True, False], ids=["own", "best"])
 def test_a_training_run_is_torchs(
-    momentum: float | None, memory_format: torch.memory_format, affine: bool, track: bool
+    momentum: float | None, memory_format: torch.memory_format, affine: bool, track: bool, own: bool
 ) -> None:
     arguments = dict(momentum=momentum, affine=affine, track_running_stats=track)
     ours, theirs = BatchNorm(6, **arguments), nn.BatchNorm2d(6, **arguments)
@@ -27,7 +30,8 @@ def test_a_training_run_is_torchs(
         x = (torch.randn(5, 6, 4, 7) * 2 + 1).contiguous(memory_format=memory_format)
         mine, other = x.clone().requires_grad_(), x.clone().requires_grad_()
         g = torch.randn_like(x)
-        got, want = ours(mine), theirs(other)
+        with use_backend(choose(x).name) if own else nullcontext():
+            got, want = ours(mine), theirs(other)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(
             torch.autograd.grad(got, mine, g), torch.autograd.grad(want, other, g), rtol=1e-3, atol=1e-4

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
+from shutil import which
+from typing import Any
 
 import pytest
 import torch
+import torch._inductor
+from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch.utils.flop_counter import FlopCounterMode
 
+from shiftnorm.norms import BatchNorm, Chain, SelfNorm
 from shiftnorm.ops import triton_ops
 from triton_device import COMPILED, DEVICE, INTERPRETED, LAYOUTS, random, rows, runs_kernels
 
@@ -88,20 +95,65 @@ def test_it_compiles_to_one_graph(layout: str) -> None:
         torch.testing.assert_close(got, right, rtol=1e-4, atol=1e-4)
 
 
-def test_an_exported_program_keeps_the_operators() -> None:
-    class Net(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.rand(1, 3, device=DEVICE))
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.rand(1, 3, device=DEVICE))
 
-        def forward(self, x: Tensor) -> Tensor:
-            return instance_norm(x, self.weight, self.weight)
+    def forward(self, x: Tensor) -> Tensor:
+        return instance_norm(x, self.weight, self.weight)
 
-    net, x = Net(), random(SHAPE, "contiguous")
-    program = torch.export.export(net, (x,), strict=False)
+
+def exported(net: torch.nn.Module, *, any_batch: bool) -> torch.export.ExportedProgram:
+    sizes = ({0: torch.export.Dim("batch", min=2, max=64)},) if any_batch else None
+    return torch.export.export(net, (random(SHAPE, "contiguous"),), dynamic_shapes=sizes, strict=False)
+
+
+@pytest.mark.parametrize("any_batch", [False, True])
+def test_an_exported_program_keeps_the_operators(any_batch: bool) -> None:
+    net = Net()
+    program = exported(net, any_batch=any_batch)
     names = {str(node.target) for node in program.graph.nodes}
     assert {"shiftnorm.moments.default", "shiftnorm.apply.default"} <= names
-    torch.testing.assert_close(program.module()(x), net(x))
+    for batch in (2, 5) if any_batch else (2,):
+        x = random((batch, *SHAPE[1:]), "contiguous")
+        torch.testing.assert_close(program.module()(x), net(x))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="an interpreted kernel cannot be looked into")
+def test_a_size_that_is_left_open_is_not_that_of_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    graphs: list[torch.fx.GraphModule] = []
+
+    def noted(graph: torch.fx.GraphModule, given: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    net = Net().requires_grad_(False)
+    given = [random((batch, *SHAPE[1:]), "contiguous") for batch in (7, 9)]
+    wanted = [net(x) for x in given]
+    # as on a GPU, where the kernels take x
+    monkeypatch.setattr(triton_ops._triton, "unsupported", lambda x: None)
+    compiled = torch.compile(net, backend=aot_autograd(fw_compiler=noted), dynamic=True, fullgraph=True)
+    torch.testing.assert_close([compiled(x) for x in given], wanted)
+    (graph,) = graphs
+    assert not [node for node in graph.graph.nodes if "triton_kernel_wrapper" in str(node.target)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="an interpreted kernel cannot be looked into")
+@pytest.mark.skipif(which("g++") is None, reason="no g++ here, with which torch compiles programs")
+@pytest.mark.filterwarnings("default")  # from inside torch's compiler, about itself
+@pytest.mark.parametrize(("whole", "any_batch"), [(False, False), (False, True), (True, True)])
+def test_compiled_ahead_of_time(whole: bool, any_batch: bool, tmp_path: Path) -> None:
+    net = Chain(BatchNorm(3), SelfNorm(3)).to(DEVICE).eval() if whole else Net()
+    with torch.no_grad():
+        program = exported(net, any_batch=any_batch)
+        package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "net.pt2"))
+        run = torch._inductor.aoti_load_package(package)
+        for batch in (2, 5) if any_batch else (2,):
+            x = random((batch, *SHAPE[1:]), "contiguous")
+            torch.testing.assert_close(run(x), net(x))
 
 
 @pytest.mark.parametrize(("name", "operations"), [("moments", 4), ("apply", 3), ("reduce", 4), ("combine", 5)])

@@ -37,10 +37,11 @@ def draw_box(x: Tensor, beta: float, min_area: float, generator: torch.Generator
         (2d,) int64 for d spatial dimensions: the lower corner, then the upper one (exclusive).
     """
     device = x.device
-    sides = torch.tensor(x.shape[2:], device=device, dtype=torch.float32)
     d = len(x.shape) - 2
     if d == 0:
         return torch.zeros(0, dtype=torch.int64, device=device)
+    # Filled on the device, one by one: a tensor made of host numbers would wait for a GPU.
+    sides = torch.stack([torch.full((), side, device=device, dtype=torch.float32) for side in x.shape[2:]])
     share = draw_beta((_CANDIDATES, 1), beta, device, generator)
     half = torch.floor(torch.floor(sides * share ** (1.0 / d)) / 2)
     center = torch.floor(torch.rand((_CANDIDATES, d), device=device, generator=generator) * sides)

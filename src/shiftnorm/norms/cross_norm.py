@@ -259,7 +259,7 @@ class CrossNorm(MomentNorm):
                 channels = torch.where(draw.acts, channels, torch.arange(channels.shape[0], device=channels.device))
         own_std = content.deviation(self.eps)
         std = own_std if exchanges else style.deviation(self.eps)
-        mean, std = F.embedding(partner, style.mean), F.embedding(partner, std)
+        mean, std = _rows(style.mean, partner), _rows(std, partner)
         if channels is not None:
             mean, std = mean.index_select(1, channels), std.index_select(1, channels)
         gain = std / own_std
@@ -281,6 +281,11 @@ class CrossNorm(MomentNorm):
         """
         head = "" if self.num_features is None else f"{self.num_features}, "
         return f"{head}mode={self.mode!r}, crop={self.crop!r}, p={self.p}"
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    # The gradient of an embedding is one kernel on a CPU; on a GPU it may wait for the device, that of a selection not.
+    return F.embedding(index, x) if x.device.type == "cpu" else x.index_select(0, index)
 
 
 def _is_known_to_act(acts: Tensor) -> bool:

@@ -3,7 +3,9 @@
 ``import shiftnorm.ops.triton_ops`` registers them; the norms do not need them. Under torch.compile the norms are plain
 formulas, which the compiler fuses with what stands around them; an operator instead stays the kernel it is, also in an
 exported program. Each has a fake kernel, a gradient made of the same operators (so that it can be differentiated again)
-and a FLOP formula. Tensors that the Triton backend declines are computed by the eager passes.
+and a FLOP formula. Tensors that the Triton backend declines are computed by the eager passes, and so are those with a
+size that a graph leaves open: a launch is cut for numbers, and a program compiled ahead of time would keep those of its
+example.
 """
 
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -37,6 +39,10 @@ def _operator(name: str) -> Callable[[Callable[..., Any]], Any]:
     return (custom_op if opaque else triton_op)(f"shiftnorm::{name}", mutates_args=())
 
 
+def _is_for_kernels(x: Tensor) -> bool:
+    return not any(isinstance(size, torch.SymInt) for size in x.shape) and _triton.unsupported(x) is None
+
+
 @_operator("moments")
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of every plane of x (N, C, *), (N, C) each, in float32 at least.
@@ -45,7 +51,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
         >>> torch.ops.shiftnorm.moments(torch.tensor([[[1.0, 3.0]]]))
         (tensor([[2.]]), tensor([[1.]]))
     """
-    if _triton.unsupported(x) is not None:
+    if not _is_for_kernels(x):
         return _eager.moments(x)
     from shiftnorm.ops import triton_passes
 
@@ -61,7 +67,7 @@ def apply(x: Tensor, gain: Tensor, center: Tensor, mean: Tensor) -> Tensor:
         >>> torch.ops.shiftnorm.apply(torch.tensor([[[1.0, 3.0]]]), 2 * one, 2 * one, 5 * one)
         tensor([[[3., 7.]]])
     """
-    if _triton.unsupported(x) is not None:
+    if not _is_for_kernels(x):
         return _eager.apply(x, gain, center, mean)
     from shiftnorm.ops import triton_passes
 
@@ -76,7 +82,7 @@ def reduce(g: Tensor, x: Tensor, center: Tensor) -> tuple[Tensor, Tensor]:
         >>> torch.ops.shiftnorm.reduce(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[1.0, 3.0]]]), torch.ones(1, 1))
         (tensor([[3.]]), tensor([[4.]]))
     """
-    if _triton.unsupported(x) is not None:
+    if not _is_for_kernels(x):
         return _eager.reduce(g, x, center, center)
     from shiftnorm.ops import triton_passes
 
@@ -92,7 +98,7 @@ def combine(g: Tensor, x: Tensor, gain: Tensor, center: Tensor, slope: Tensor, o
         >>> torch.ops.shiftnorm.combine(torch.ones(1, 1, 2), torch.tensor([[[1.0, 3.0]]]), one, one, one, one)
         tensor([[[2., 4.]]])
     """
-    if _triton.unsupported(x) is not None:
+    if not _is_for_kernels(x):
         return _eager.combine(g, x, gain, center, center, slope, offset)
     from shiftnorm.ops import triton_passes
 

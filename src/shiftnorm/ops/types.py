@@ -149,8 +149,9 @@ class Moments(NamedTuple):
 
         rank = distributed.get_rank(process_group)  # pyright: ignore[reportArgumentType]
         world = distributed.get_world_size(process_group)  # pyright: ignore[reportArgumentType]
-        count = torch.as_tensor(self.count, dtype=self.mean.dtype, device=self.mean.device)
-        rows = torch.stack([count.expand_as(self.mean), self.mean, self.var])
+        # filled on the device: a tensor made of a host number would wait for a GPU
+        count = self.count if isinstance(self.count, Tensor) else torch.full_like(self.mean, self.count)
+        rows = torch.stack([count.to(self.mean).expand_as(self.mean), self.mean, self.var])
         slots = F.pad(rows.unsqueeze(0), (0, 0, 0, 0, 0, 0, rank, world - rank - 1))
         counts, means, variances = _SumOverRanks.apply(slots, process_group).unbind(1)  # pyright: ignore
         total = counts.sum(0)
