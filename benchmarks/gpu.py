@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from gpu_clock import Clock, Forward, machine, times
+from gpu_targets import FORMAT, markdown
 from record import RESULTS, save
 from rows import ROWS, Draws, Row, draws_for, groups, plain_state
 from shiftnorm.norms.base import MomentNorm, run_fused
 from shiftnorm.ops import choose, explain, use_backend
 
-FORMAT = "shiftnorm.gpu/1"
 # ResNet-50 at 64 x 224 x 224, and its second stage at a batch no cache holds; nnU-Net at 2 x 128 x 128 x 128
 SHAPES = [
     (64, 256, 56, 56),
@@ -101,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report=lambda line: print(line, file=sys.stderr, flush=True),
         keep=lambda record: save(record, path),
     )
+    if not options.smoke:
+        print(markdown(record))
     failed = sum("error" in row for row in record["results"])
     print(
         f"{len(record['results'])} results, {failed} of them errors, {len(record['not_reached'])} not reached, "

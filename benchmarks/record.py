@@ -16,7 +16,7 @@ def save(record: dict[str, Any], path: Path) -> Path:
     return path
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, *, wanted: str = FORMAT, maker: str = "run.py") -> dict[str, Any]:
     """A record from its file.
 
     Raises:
@@ -24,14 +24,14 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: if the file holds something else.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such record. `python benchmarks/run.py` makes one.")
+        raise FileNotFoundError(f"{path}: no such record. `python benchmarks/{maker}` makes one.")
     try:
         record = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: expected a JSON record, got {error}.") from error
     got = record.get("format") if isinstance(record, dict) else None
-    if got != FORMAT:
-        raise ValueError(f"{path}: expected a record of format {FORMAT}, got {got!r}. Run the benchmark again.")
+    if got != wanted:
+        raise ValueError(f"{path}: expected a record of format {wanted}, got {got!r}. Run the benchmark again.")
     return record
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from planes import FORMATS, inputs, mixed, norm, plain
 from shiftnorm.ops import Affine, Moments, normalize
+from shiftnorm.ops.passes import _moments_in_two_steps
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -86,3 +89,30 @@ def test_batched_gradients(layout: str, offset: float) -> None:
     (batched,) = torch.autograd.grad(y, x, g, is_grads_batched=True, retain_graph=True)
     one_by_one = torch.stack([torch.autograd.grad(y, x, single, retain_graph=True)[0] for single in g])
     torch.testing.assert_close(batched, one_by_one, rtol=1e-6, atol=1e-6)
+
+
+def test_the_variance_in_two_steps_is_the_variance_in_every_derivative() -> None:
+    def derivatives(moments_of: Callable[[Tensor], tuple[Tensor, Tensor]]) -> list[Tensor]:
+        found = list(moments_of(x))
+        total = (found[0] * weight + found[1].square()).sum()
+        for _ in range(3):
+            (gradient,) = torch.autograd.grad(total, x, create_graph=True)
+            found.append(gradient)
+            total = (gradient * direction).sum()
+        return found
+
+    def in_one(data: Tensor) -> tuple[Tensor, Tensor]:
+        var, mean = torch.var_mean(data, (2, 3), correction=0)
+        return mean, var
+
+    x = torch.randn(3, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    direction, weight = torch.randn(3, 2, 4, 5, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+    torch.testing.assert_close(derivatives(_moments_in_two_steps), derivatives(in_one), rtol=1e-12, atol=1e-12)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, direction)
+        tangents = [
+            torch.autograd.forward_ad.unpack_dual(each).tangent
+            for moments_of in (_moments_in_two_steps, in_one)
+            for each in moments_of(dual)
+        ]
+    torch.testing.assert_close(tangents[:2], tangents[2:], rtol=1e-12, atol=1e-12)
