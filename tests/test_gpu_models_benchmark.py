@@ -73,6 +73,7 @@ def noting(asked: list[str]) -> Callable[..., list[dict[str, Any]]]:
     return measured
 
 
+@pytest.mark.slow
 def test_an_unfinished_record_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
@@ -133,6 +134,7 @@ def test_what_may_take_longer_than_there_is_time_is_not_started(
     assert "not reached: resnet50, compiled, channels_last" in gpu_models.summary(record)
 
 
+@pytest.mark.slow
 def test_a_unit_that_fails_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(unit: gpu_models.Unit, sizes: Sizes, device: str) -> list[dict[str, Any]]:
         raise RuntimeError("out of memory")
