@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shiftnorm.norms.algebra import algebra_of, compiled_algebra
-from shiftnorm.ops import Affine, Moments, apply, is_forced, is_traced, moments, normalize
+from shiftnorm.ops import Affine, Moments, is_forced, is_traced, moments
 from shiftnorm.ops.epilogue import ACTIVATIONS, apply_activated, normalize_activated
 
 __all__ = ["MomentNorm", "NormLayer", "OfficialTensor", "check_input", "run_fused"]
@@ -318,14 +318,10 @@ def run_fused(
 
     after = activation if region is None else "none"  # what acts in a region only comes before what acts everywhere
     if any(norm.needs_moments for norm, _ in live):
-        if after != "none":
-            return normalize_activated(x, to_affine, activation=after, mask=mask, constant=constant)
-        y = normalize(x, to_affine, mask=mask, constant=constant)
+        y = normalize_activated(x, to_affine, activation=after, mask=mask, constant=constant)
     else:
         origin = _origin(x)
-        if after != "none":
-            return apply_activated(x, origin, to_affine(origin), activation=after)
-        y = apply(x, origin, to_affine(origin))
+        y = apply_activated(x, origin, to_affine(origin), activation=after)
     return y if region is None else ACTIVATIONS[activation](torch.where(region, y, x))
 
 

@@ -99,9 +99,9 @@ class Chain(NormLayer):
             if len(run) > 1:
                 norms, own = [norm for norm, _ in run if isinstance(norm, MomentNorm)], [draw for _, draw in run]
                 following = steps[len(run) :]
-                activation = _activation(following[0][0]) if following else None
-                x = run_fused(norms, x, own, mask, activation or "none")
-                steps = following if activation is None else following[1:]
+                activation = _activation(following[0][0]) if following else "none"
+                x = run_fused(norms, x, own, mask, activation)
+                steps = following if activation == "none" else following[1:]
             else:
                 x = _run_alone(*steps.pop(0), x, mask)
         return x
@@ -174,11 +174,11 @@ def _run_alone(norm: nn.Module, draw: Any, x: Tensor, mask: Tensor | None) -> Te
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SiLU: "silu", nn.GELU: "gelu"}
 
 
-def _activation(module: nn.Module) -> str | None:
-    """The name under which the passes know a module, if they do: they would see neither its hooks nor a subclass."""
+def _activation(module: nn.Module) -> str:
+    """The name under which the passes know a module, or "none": they would see neither its hooks nor a subclass."""
     if _has_hooks(module) or getattr(module, "approximate", "none") != "none":
-        return None
-    return _ACTIVATIONS.get(type(module))
+        return "none"
+    return _ACTIVATIONS.get(type(module), "none")
 
 
 def _has_hooks(norm: nn.Module) -> bool:

@@ -64,6 +64,8 @@ def normalize_activated(
     Raises:
         ValueError: if the activation is unknown or the residual has another shape than x.
     """
+    if residual is None and activation == "none":
+        return normalize(x, to_affine, mask=mask, constant=constant)
     _check("normalize_activated", x, residual, activation)
     if not _takes_kernels(x):
         return _followed(normalize(x, to_affine, mask=mask, constant=constant), residual, activation)
@@ -71,10 +73,10 @@ def normalize_activated(
         m = moments(x.detach() if constant else x, mask)
         return apply_activated(x, m, outside_autocast(x, to_affine, m), residual=residual, activation=activation)
     between = _Between(activation)
-    mean, var, carrier, other = _First.apply(x, residual, between)  # pyright: ignore
+    mean, var, carrier, other = _First.apply(x, residual, between)
     affine = outside_autocast(x, to_affine, Moments(mean, var, elements_per_plane(x)))
     gain, new = _rows(x, *affine)
-    return _Second.apply(carrier, other, mean, gain, new, between)  # pyright: ignore
+    return _Second.apply(carrier, other, mean, gain, new, between)
 
 
 def apply_activated(
@@ -100,11 +102,13 @@ def apply_activated(
     Raises:
         ValueError: if the activation is unknown or the residual has another shape than x.
     """
+    if residual is None and activation == "none":
+        return apply(x, m, affine)
     _check("apply_activated", x, residual, activation)
     if not _takes_kernels(x):
         return _followed(apply(x, m, affine), residual, activation)
     gain, center, new = _rows(x, affine.gain, m.mean, affine.mean)
-    return _Second.apply(x, residual, center, gain, new, _Between(activation, joined=False))  # pyright: ignore
+    return _Second.apply(x, residual, center, gain, new, _Between(activation, joined=False))
 
 
 def _check(who: str, x: Tensor, residual: Tensor | None, activation: str) -> None:
@@ -143,15 +147,17 @@ class _First(torch.autograd.Function):
     """x to its moments; x and the residual to themselves, along edges that bring g as it came."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, residual: Tensor | None, between: _Between) -> Any:  # pyright: ignore
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (autograd's takes any arguments)
+        ctx: Any, x: Tensor, residual: Tensor | None, between: _Between
+    ) -> Any:
         mean, var = choose(x).moments(x)
         ctx.save_for_backward(x, residual, mean)
         ctx.set_materialize_grads(False)
         ctx.between = between
-        return mean, var, x.view_as(x), None if residual is None else residual.view_as(residual)
+        return mean, var, x[...], None if residual is None else residual[...]
 
     @staticmethod
-    def backward(  # pyright: ignore
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  (likewise)
         ctx: Any, dmean: Tensor | None, dvar: Tensor | None, g: Tensor | None, dresidual: Tensor | None
     ) -> Any:
         between: _Between = ctx.between
@@ -172,7 +178,7 @@ class _Second(torch.autograd.Function):
     """The kernels, and plain formulas where their gradient is itself to be differentiated."""
 
     @staticmethod
-    def forward(  # pyright: ignore
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (likewise)
         ctx: Any, x: Tensor, residual: Tensor | None, center: Tensor, gain: Tensor, new: Tensor, between: _Between
     ) -> Tensor:
         from shiftnorm.ops import triton_passes
@@ -183,7 +189,7 @@ class _Second(torch.autograd.Function):
         return triton_passes.apply(x, gain, center, new, residual, between.activation)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:  # pyright: ignore
+    def backward(ctx: Any, g: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  (likewise)
         from shiftnorm.ops import triton_passes
 
         between: _Between = ctx.between
