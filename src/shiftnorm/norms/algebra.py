@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from shiftnorm.ops import Affine, Moments
+from shiftnorm.ops import Affine, Exchange, Gate, Moments, retarget
 
 if TYPE_CHECKING:
     from shiftnorm.norms.base import MomentNorm
 
     Live = Sequence[tuple[MomentNorm, Any]]
 
-__all__ = ["algebra_of", "compiled_algebra"]
+__all__ = ["algebra_by_kernel", "algebra_of", "compiled_algebra"]
 
 Algebra = Callable[..., Affine]
 
@@ -48,6 +48,53 @@ def algebra_of(live: Live, regions: Sequence[Moments], m: Moments) -> Affine:
         affine = _affine_around(m, norm, draw)
         total = total.then(affine)
     return total
+
+
+def algebra_by_kernel(live: Live, m: Moments) -> Affine:
+    """The same for norms without regions, with a C++ kernel in the place of the formulas that ``ops.retarget`` knows.
+
+    Example:
+        >>> from shiftnorm.norms import BatchNorm, SelfNorm
+        >>> m = Moments(torch.zeros(2, 3), torch.ones(2, 3), 36)
+        >>> algebra_by_kernel([(BatchNorm(3), None), (BatchNorm(3), None)], m).gain.shape
+        torch.Size([1, 3])
+
+    Args:
+        live: as in :func:`algebra_of`.
+        m: as in :func:`algebra_of`, of an x for which ``has_retargeting`` is true.
+
+    Returns:
+        Gain and new mean, broadcastable to (N, C).
+    """
+    total: Affine | None = None
+    left = list(live)
+    while left:
+        taken = _by_kernel(left, m, total)
+        if taken is not None:
+            count, total = taken
+            left = left[count:]
+        elif len(live) == 1:
+            return algebra_of(live, (), m)
+        else:
+            affine = _affine_around(m if total is None else m.through(total), *left.pop(0))
+            total = affine if total is None else total.then(affine)
+    return cast("Affine", total)
+
+
+def _by_kernel(left: Live, m: Moments, before: Affine | None) -> tuple[int, Affine] | None:
+    """How many of the norms one kernel takes, an exchange, a gate or both, and what it makes of them."""
+    steps: list[Exchange | Gate] = []
+    for norm, draw in left[:2]:
+        step = norm.step(m, draw)
+        if step is None or (steps and not (isinstance(steps[0], Exchange) and isinstance(step, Gate))):
+            break
+        steps.append(step)
+    if not steps:
+        return None
+    exchange = next((step for step in steps if isinstance(step, Exchange)), None)
+    gate = next((step for step in steps if isinstance(step, Gate)), None)
+    affine = retarget(m, before, exchange, gate)
+    return None if affine is None else (len(steps), affine)
 
 
 def _affine_around(m: Moments, norm: MomentNorm, draw: Any) -> Affine:

@@ -22,7 +22,7 @@ class _HardSigmoid(nn.Module):
     """torch.nn.Hardsigmoid, whose gradient in float64 is only as exact as a float32 1/6."""
 
     def forward(self, z: Tensor) -> Tensor:
-        return F.relu6(z + 3) / 6
+        return F.hardtanh(torch.rsub(z, 0.5, alpha=-1 / 6), 0.0, 1.0)
 
 
 class _Recipe(NamedTuple):
@@ -142,7 +142,7 @@ class AttentiveNorm(RunningMoments, MomentNorm):
         share = self.attention_weights(m)
         seen = self.seen(m) if self.base == "batch" else m.pooled(over="groups", groups=self.num_groups)
         gain = (share @ self.pair_weight.to(share.dtype)) * torch.rsqrt(seen.var + self.eps)
-        return Affine(gain, share @ self.pair_bias.to(share.dtype) + gain * (m.mean - seen.mean))
+        return Affine(gain, torch.addcmul(share @ self.pair_bias.to(share.dtype), gain, m.mean - seen.mean))
 
     def _official(self, state: Mapping[str, Tensor]) -> dict[str, OfficialTensor]:
         table = {name: OfficialTensor(name) for name in state}
@@ -243,7 +243,7 @@ class AttentionWeights(nn.Module):
         Args:
             m: (N, C) moments.
         """
-        z = m.mean * torch.rsqrt(m.unbiased + self.eps)
+        z = m.mean / m.deviation(self.eps)
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
                 bias = None if layer.bias is None else layer.bias.to(z.dtype)  # pyright: ignore[reportUnnecessaryComparison]

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from shiftnorm.norms.algebra import algebra_of, compiled_algebra
-from shiftnorm.ops import Affine, Moments, is_forced, is_traced, moments
+from shiftnorm.norms.algebra import algebra_by_kernel, algebra_of, compiled_algebra
+from shiftnorm.ops import Affine, Exchange, Gate, Moments, has_retargeting, is_forced, is_traced, moments
 from shiftnorm.ops.epilogue import ACTIVATIONS, apply_activated, normalize_activated
 
 __all__ = ["MomentNorm", "NormLayer", "OfficialTensor", "check_input", "run_fused"]
@@ -208,6 +208,28 @@ class MomentNorm(NormLayer, ABC):
     def affine(self, m: Moments, *args: Any, **kwargs: Any) -> Affine:
         """The new gain and mean of every plane from its moments; a random norm is given its draw and regions too."""
 
+    def rests(self, draw: Any) -> bool:
+        """Whether the layer is known, without asking a device, to return x untouched with this draw.
+
+        Example:
+            >>> from shiftnorm.norms import InstanceNorm
+            >>> InstanceNorm(3).rests(None)
+            False
+        """
+        del draw
+        return False
+
+    def step(self, m: Moments, draw: Any) -> Exchange | Gate | None:
+        """What :meth:`affine` computes, in the terms of ``ops.retarget``; None where only the formula says it.
+
+        Example:
+            >>> from shiftnorm.norms import InstanceNorm
+            >>> InstanceNorm(3).step(Moments(torch.zeros(2, 3), torch.ones(2, 3), 9), None) is None
+            True
+        """
+        del m, draw
+        return None
+
     def regions(self, x: Tensor, draw: Any) -> tuple[Tensor, ...]:
         """Masks (N or 1, 1, *) of the parts of x whose moments ``affine`` also wants, after the draw.
 
@@ -297,7 +319,8 @@ def run_fused(
         >>> run_fused(norms, x, [None, None]).shape
         torch.Size([2, 3, 4, 4])
     """
-    live = [(norm, draw) for norm, draw in zip(norms, draws, strict=True) if not norm.is_identity]
+    pairs = zip(norms, draws, strict=True)
+    live = [(norm, draw) for norm, draw in pairs if not (norm.is_identity or _rests(norm, draw))]
     if not live:
         return ACTIVATIONS[activation](x)
     region: Tensor | None = None
@@ -312,9 +335,10 @@ def run_fused(
         regions = [moments(x, part) for part in norm.regions(x, draw)]
 
     algebra = None if is_traced(x) else compiled_algebra(live, x.shape[1])
+    by_kernel = algebra is None and not regions and has_retargeting(x)
 
     def to_affine(m: Moments) -> Affine:
-        return (algebra or algebra_of)(live, regions, m)
+        return algebra_by_kernel(live, m) if by_kernel else (algebra or algebra_of)(live, regions, m)
 
     after = activation if region is None else "none"  # what acts in a region only comes before what acts everywhere
     if any(norm.needs_moments for norm, _ in live):
@@ -323,6 +347,11 @@ def run_fused(
         origin = _origin(x)
         y = apply_activated(x, origin, to_affine(origin), activation=after)
     return y if region is None else ACTIVATIONS[activation](torch.where(region, y, x))
+
+
+def _rests(norm: MomentNorm, draw: Any) -> bool:
+    # Compiled, a norm that rests is part of the same graph; without it there would be one more to compile.
+    return norm.algebra_backend is None and norm.rests(draw)
 
 
 def _origin(x: Tensor) -> Moments:

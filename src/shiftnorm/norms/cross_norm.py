@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from shiftnorm.norms.base import MomentNorm
 from shiftnorm.norms.boxes import draw_box, inside_box
 from shiftnorm.norms.draws import check_partners, draw_permutation
-from shiftnorm.ops import Affine, Moments, is_traced, normalize
+from shiftnorm.ops import Affine, Exchange, Moments, is_traced, normalize
 
 __all__ = ["CrossNorm", "CrossNormDraw", "restyle"]
 
@@ -196,7 +196,8 @@ class CrossNorm(MomentNorm):
             generator: a generator on x's device.
         """
         device, samples = x.device, x.shape[0]
-        acts = self.active.to(device).clone()  # a controller changes the flag between a draw and its replay
+        # copied, as a controller changes the flag between a draw and its replay
+        acts = self.active.clone() if self.active.device == device else self.active.to(device)
         if self.p < 1:
             acts = acts & (torch.rand((), device=device, generator=generator) < self.p)
         if self.pool_mean is not None:
@@ -215,6 +216,27 @@ class CrossNorm(MomentNorm):
         return CrossNormDraw(
             acts, partner, channels, box(self.crop in ("style", "both")), box(self.crop in ("content", "both"))
         )
+
+    def rests(self, draw: CrossNormDraw) -> bool:
+        """Whether the draw says so, where looking costs nothing: on a CPU, outside tracing.
+
+        Example:
+            >>> CrossNorm().rests(CrossNormDraw(torch.tensor(False), torch.tensor([1, 0])))
+            True
+        """
+        return _is_known(draw.acts) and not draw.acts
+
+    def step(self, m: Moments, draw: CrossNormDraw) -> Exchange | None:
+        """The exchange, in the 2-instance mode without a crop, a blend or a pool.
+
+        Example:
+            >>> m, draw = Moments(torch.zeros(2, 3), torch.ones(2, 3), 9), torch.tensor([1, 0])
+            >>> CrossNorm().step(m, CrossNormDraw(torch.tensor(True), draw)).eps
+            1e-05
+        """
+        check_partners("CrossNorm", draw.partner, m.mean.shape[0])
+        plain = self.pool_mean is None and self.blend is None and not self.is_regional and draw.channels is None
+        return Exchange(draw.partner, self.eps) if plain and _is_known(draw.acts) else None
 
     def regions(self, x: Tensor, draw: CrossNormDraw) -> tuple[Tensor, ...]:
         """The boxes of the draw, as masks: first the style's, then the content's.
@@ -253,7 +275,7 @@ class CrossNorm(MomentNorm):
         content = m if draw.content_box is None else boxes.pop(0)
         partner, channels = draw.partner, draw.channels
         exchanges = style is content  # within one set of planes, resting is being one's own partner
-        if exchanges and not _is_known_to_act(draw.acts):
+        if exchanges and not (_is_known(draw.acts) and bool(draw.acts)):
             partner = torch.where(draw.acts, partner, torch.arange(partner.shape[0], device=partner.device))
             if channels is not None:
                 channels = torch.where(draw.acts, channels, torch.arange(channels.shape[0], device=channels.device))
@@ -288,9 +310,9 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
     return F.embedding(index, x) if x.device.type == "cpu" else x.index_select(0, index)
 
 
-def _is_known_to_act(acts: Tensor) -> bool:
+def _is_known(acts: Tensor) -> bool:
     # Asking costs nothing on a CPU; elsewhere it would synchronise, and in a traced call fix the answer.
-    return acts.device.type == "cpu" and not is_traced(acts) and acts.numel() == 1 and bool(acts)
+    return acts.device.type == "cpu" and not is_traced(acts) and acts.numel() == 1
 
 
 def restyle(

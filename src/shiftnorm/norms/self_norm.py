@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, cast, final
+from typing import Any, ClassVar, Literal, cast, final
 
 import torch
 from torch import Tensor, nn
 
 from shiftnorm.norms.base import MomentNorm, OfficialTensor
 from shiftnorm.norms.running import RunningMoments
-from shiftnorm.ops import Affine, Moments
+from shiftnorm.ops import Affine, Gate, Moments
 
 __all__ = ["SelfNorm"]
 
@@ -101,6 +101,17 @@ class SelfNorm(MomentNorm):
         mean_gain = gain if self.mean_gate is None else self.mean_gate(m.mean, std)
         return Affine(gain, mean_gain * m.mean)
 
+    def step(self, m: Moments, draw: Any) -> Gate | None:
+        """The gate, in training with one branch of the published attention.
+
+        Example:
+            >>> m = Moments(torch.zeros(4, 3), torch.ones(4, 3), 9)
+            >>> SelfNorm(3).step(m, None).eps, SelfNorm(3).eval().step(m, None)
+            (1e-12, None)
+        """
+        del m, draw
+        return self.gate.step(self.eps) if self.mean_gate is None else None
+
     def _official(self, state: Mapping[str, Tensor]) -> dict[str, OfficialTensor]:
         if self.attention == "mixing":
             raise ValueError("SelfNorm: attention='mixing' is ours; the authors have no state_dict for it.")
@@ -149,6 +160,16 @@ class _Gate(RunningMoments):
         self.weight = nn.Parameter(torch.full((num_features,), scale, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype))
         self.init_running(num_features, momentum=momentum, device=device, dtype=dtype)
+
+    def step(self, eps: float) -> Gate | None:
+        if self.squeeze is not None or not self.uses_batch or self.process_group is not None:
+            return None
+        if self.source not in ("auto", "batch") or self.momentum is None:
+            return None
+        updates = self.source == "auto" and self.training
+        running = (self.running_mean, self.running_var, self.num_batches_tracked) if updates else (None, None, None)
+        fc = cast("Tensor", self.fc)
+        return Gate(fc, self.weight, self.bias, *running, self.momentum, eps, 1e-5, self.height)
 
     def forward(self, mean: Tensor, std: Tensor) -> Tensor:
         if self.squeeze is None:

@@ -5,21 +5,26 @@ from __future__ import annotations
 from shiftnorm.ops.dispatch import BACKENDS, Backend, choose, explain, is_forced, is_traced, use_backend
 from shiftnorm.ops.epilogue import apply_activated, normalize_activated
 from shiftnorm.ops.passes import apply, moments, normalize
+from shiftnorm.ops.retargeting import Exchange, Gate, has_retargeting, retarget
 from shiftnorm.ops.types import Affine, Moments
 
 __all__ = [
     "BACKENDS",
     "Affine",
     "Backend",
+    "Exchange",
+    "Gate",
     "Moments",
     "apply",
     "apply_activated",
     "choose",
     "explain",
+    "has_retargeting",
     "is_forced",
     "is_traced",
     "moments",
     "normalize",
     "normalize_activated",
+    "retarget",
     "use_backend",
 ]

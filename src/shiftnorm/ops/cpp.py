@@ -184,8 +184,15 @@ class _Library:
         for function, pointers in ((self.moments, 3), (self.reduce, 5), (self.apply, 5), (self.combine, 7)):
             function.argtypes = shape + [ctypes.c_void_p] * pointers
             function.restype = None
+        self.retarget = library.shiftnorm_retarget
+        self.retarget.argtypes = [ctypes.c_char_p]
         self.parallel = bool(library.shiftnorm_is_parallel())
         self.why_serial = why_serial
+
+
+def run_retarget(arguments: bytes) -> bool:
+    """Run the kernel of ``ops.retarget`` on its packed arguments; False if a partner is no sample."""
+    return bool(_kernels().retarget(arguments))
 
 
 def _kernels() -> _Library:

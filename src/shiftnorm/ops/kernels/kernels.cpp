@@ -1,6 +1,7 @@
 // The four passes over x, for contiguous planes (N * C rows of S elements) and for channels-last samples (N, S, C),
-// behind a plain C interface.
+// and what norms of style compute between them; behind a plain C interface.
 #include "maps.h"
+#include "retarget.h"
 #include "sums.h"
 
 namespace {
@@ -73,4 +74,8 @@ SHIFTNORM_API void shiftnorm_combine(int element, int channels_last, int threads
                                      const void* g, const void* x, const void* gain, const void* center,
                                      const void* slope, const void* offset, void* dx) {
     map<true>(element, channels_last, g, x, gain, center, slope, offset, dx, {n, c, s, threads});
+}
+
+SHIFTNORM_API int shiftnorm_retarget(const void* arguments) {
+    return retarget(*static_cast<const Retarget*>(arguments));
 }

@@ -1,0 +1,233 @@
+// What norms of style make of the planes' moments, forward and backward: CrossNorm's exchange, then SelfNorm's gate.
+//
+// It is little work, but as twenty ATen operations forward and fifty backward each of them finds a cache that the pass
+// before has filled with x, and takes longer to start than to run. Channels are independent: threads take blocks of them.
+#pragma once
+#include <cmath>
+#include "vectors.h"
+
+namespace {
+
+constexpr int64_t kChannels = 64;    // of a block: rows of them stay in the first-level cache
+constexpr int64_t kRetarget = 4096;  // numbers worth several threads: each takes some forty operations
+
+// Laid out as ops/retargeting.py packs it. Rows are (N, C), or (C) with a step of 0 between samples.
+struct Retarget {
+    int64_t element, threads, samples, channels;
+    double bessel;  // makes a variance the unbiased one
+    const void *mean, *var, *gain;  // the planes' moments, and the gain in front if there is one
+    int64_t mean_step, gain_step;
+    const int64_t* partner;  // the exchange, if there is one
+    double exchange_eps;
+    const void *linear, *weight, *bias;  // the gate, if there is one: (C, 2), (C), (C)
+    void *running_mean, *running_var;
+    int64_t* batches;
+    double gate_eps, norm_eps, pace, height;
+    void *std, *gate_std, *gate, *batch;  // kept for backward: (N, C) three times, and (2, C)
+    void *new_gain, *new_mean;  // in backward their gradients
+    void *d_mean, *d_var, *d_gain, *d_linear, *d_weight, *d_bias, *scratch;  // in backward
+};
+
+// exp to an ulp or two, in operations that a compiler turns into vectors.
+inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;  // NaN stays
+    const float k = __builtin_floorf(x * 1.44269504f + 0.5f);
+    const float r = (x - k * 0.693359375f) + k * 2.12194440e-4f;
+    float p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    const std::uint32_t bits = std::uint32_t(std::int32_t(k == k ? k : 0.0f) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, sizeof power);
+    return (p * r * r + r + 1.0f) * power;
+}
+inline double exponential(double x) { return std::exp(x); }
+
+template <class A> struct Rows {
+    const Retarget& k;
+    int64_t c0, width;
+
+    template <class P> A* at(P* rows, int64_t n) const { return row(rows, n * k.channels); }
+    template <class P> A* row(P* rows, int64_t offset) const {
+        return static_cast<A*>(const_cast<void*>(static_cast<const void*>(rows))) + offset + c0;
+    }
+    const A* mean(int64_t n) const { return row(k.mean, n * k.mean_step); }
+    A gain(int64_t n, int64_t c) const { return k.gain ? row(k.gain, n * k.gain_step)[c] : A(1); }
+    int64_t partner(int64_t n) const { return k.partner ? k.partner[n] : n; }
+};
+
+template <class A> void retarget_block(const Retarget& k, int64_t c0) {
+    const Rows<A> rows{k, c0, least(kChannels, k.channels - c0)};
+    const int64_t samples = k.samples, width = rows.width;
+    const A bessel = A(k.bessel), exchange_eps = A(k.exchange_eps), gate_eps = A(k.gate_eps);
+    const A* const linear = k.weight ? rows.row(k.linear, c0) : nullptr;
+    A gains[kChannels];
+    double sum[kChannels] = {}, squares[kChannels] = {};
+    for (int64_t n = 0; k.partner && n < samples; ++n) {
+        const A* const var = rows.at(k.var, n);
+        A* const std = rows.at(k.std, n);
+        for (int64_t c = 0; c < width; ++c) {
+            const A gain = rows.gain(n, c);
+            std[c] = std::sqrt(bessel * (gain * gain * var[c]) + exchange_eps);
+        }
+    }
+    for (int64_t n = 0; n < samples; ++n) {
+        const A *const var = rows.at(k.var, n), *const mean = rows.mean(rows.partner(n));
+        A *const new_gain = rows.at(k.new_gain, n), *const new_mean = rows.at(k.new_mean, n);
+        for (int64_t c = 0; c < width; ++c) gains[c] = rows.gain(n, c);
+        if (k.partner) {
+            const A *const own = rows.at(k.std, n), *const other = rows.at(k.std, k.partner[n]);
+            for (int64_t c = 0; c < width; ++c) gains[c] *= other[c] / own[c];
+        }
+        for (int64_t c = 0; c < width; ++c) new_gain[c] = gains[c];
+        for (int64_t c = 0; c < width; ++c) new_mean[c] = mean[c];
+        if (!linear) continue;
+        A *const std = rows.at(k.gate_std, n), *const z = rows.at(k.gate, n);
+        for (int64_t c = 0; c < width; ++c) {
+            std[c] = std::sqrt(bessel * (gains[c] * gains[c] * var[c]) + gate_eps);
+            z[c] = linear[2 * c] * mean[c] + linear[2 * c + 1] * std[c];
+            sum[c] += double(z[c]);
+        }
+    }
+    if (!linear) return;
+    A *const center = rows.row(k.batch, 0), *const scale = rows.row(k.batch, k.channels);
+    for (int64_t c = 0; c < width; ++c) center[c] = A(sum[c] / double(samples));
+    for (int64_t n = 0; n < samples; ++n) {
+        const A* const z = rows.at(k.gate, n);
+        for (int64_t c = 0; c < width; ++c) {
+            const double d = double(z[c]) - sum[c] / double(samples);
+            squares[c] += d * d;
+        }
+    }
+    for (int64_t c = 0; c < width; ++c) scale[c] = A(1 / std::sqrt(squares[c] / double(samples) + k.norm_eps));
+    if (k.running_mean) {
+        A *const mean = rows.row(k.running_mean, 0), *const var = rows.row(k.running_var, 0);
+        for (int64_t c = 0; c < width; ++c) {
+            mean[c] += A(k.pace) * (center[c] - mean[c]);
+            var[c] += A(k.pace) * (A(squares[c] / double(samples - 1)) - var[c]);
+        }
+    }
+    const A *const weight = rows.row(k.weight, 0), *const bias = rows.row(k.bias, 0);
+    const A height = A(k.height);
+    for (int64_t n = 0; n < samples; ++n) {
+        A *const gate = rows.at(k.gate, n), *const new_gain = rows.at(k.new_gain, n);
+        A* const new_mean = rows.at(k.new_mean, n);
+        for (int64_t c = 0; c < width; ++c) {
+            const A level = weight[c] * ((gate[c] - center[c]) * scale[c]) + bias[c];
+            gate[c] = A(1) / (A(1) + exponential(-level));
+            new_gain[c] *= height * gate[c];
+            new_mean[c] *= height * gate[c];
+        }
+    }
+}
+
+template <class A> void retarget_block_backward(const Retarget& k, int64_t c0) {
+    const Rows<A> rows{k, c0, least(kChannels, k.channels - c0)};
+    const int64_t samples = k.samples, width = rows.width;
+    const A bessel = A(k.bessel), height = A(k.height);
+    A before[kChannels], ratio[kChannels], d_gain[kChannels], d_level[kChannels];
+    double weights[kChannels] = {}, biases[kChannels] = {}, of_mean[kChannels] = {}, of_std[kChannels] = {};
+    const A *const linear = k.weight ? rows.row(k.linear, c0) : nullptr, *const weight = rows.row(k.weight, 0);
+    const A *const center = rows.row(k.batch, 0), *const scale = rows.row(k.batch, k.channels);
+    for (int64_t n = 0; n < samples; ++n) {
+        A *const d_mean = rows.row(k.d_mean, n * k.mean_step), *const d_std = rows.at(k.scratch, n);
+        for (int64_t c = 0; c < width; ++c) d_mean[c] = d_std[c] = 0;
+        if (k.gain) std::memset(rows.row(k.d_gain, n * k.gain_step), 0, size_t(width) * sizeof(A));
+    }
+    const auto gains = [&](int64_t n) {  // the gain in front, and by how much the exchange changes it
+        for (int64_t c = 0; c < width; ++c) before[c] = rows.gain(n, c), ratio[c] = A(1);
+        if (!k.partner) return;
+        const A *const own = rows.at(k.std, n), *const other = rows.at(k.std, k.partner[n]);
+        for (int64_t c = 0; c < width; ++c) ratio[c] = other[c] / own[c];
+    };
+    // Twice over the gate's inputs: its BatchNorm needs the sums before the parts.
+    const auto levels = [&](int64_t n) {
+        const A *const mean = rows.mean(rows.partner(n)), *const gate = rows.at(k.gate, n);
+        const A *const g_gain = rows.at(k.new_gain, n), *const g_mean = rows.at(k.new_mean, n);
+        for (int64_t c = 0; c < width; ++c) {
+            const A d_gate = height * (g_gain[c] * before[c] * ratio[c] + g_mean[c] * mean[c]);
+            d_level[c] = d_gate * gate[c] * (A(1) - gate[c]);
+        }
+    };
+    const auto normed = [&](int64_t n, int64_t c) {
+        const A z = linear[2 * c] * rows.mean(rows.partner(n))[c] + linear[2 * c + 1] * rows.at(k.gate_std, n)[c];
+        return (z - center[c]) * scale[c];
+    };
+    for (int64_t n = 0; linear && n < samples; ++n) {
+        gains(n);
+        levels(n);
+        for (int64_t c = 0; c < width; ++c) {
+            weights[c] += double(d_level[c] * normed(n, c));
+            biases[c] += double(d_level[c]);
+        }
+    }
+    for (int64_t n = 0; n < samples; ++n) {
+        const int64_t other = rows.partner(n);
+        const A *const var = rows.at(k.var, n), *const mean = rows.mean(other);
+        const A *const g_gain = rows.at(k.new_gain, n), *const g_mean = rows.at(k.new_mean, n);
+        A *const d_mean = rows.row(k.d_mean, other * k.mean_step), *const d_var = rows.at(k.d_var, n);
+        gains(n);
+        if (linear) {
+            const A *const gate = rows.at(k.gate, n), *const std = rows.at(k.gate_std, n);
+            levels(n);
+            for (int64_t c = 0; c < width; ++c) {
+                const A spread = (A(biases[c]) + normed(n, c) * A(weights[c])) / A(samples);
+                const A d_z = weight[c] * scale[c] * (d_level[c] - spread);
+                of_mean[c] += double(d_z * mean[c]);
+                of_std[c] += double(d_z * std[c]);
+                d_mean[c] += g_mean[c] * height * gate[c] + d_z * linear[2 * c];
+                // through the gate's deviation, sqrt(bessel * (before * ratio)^2 * var + eps)
+                const A slope = d_z * linear[2 * c + 1] * bessel / (A(2) * std[c]), whole = before[c] * ratio[c];
+                d_var[c] = slope * whole * whole;
+                d_gain[c] = g_gain[c] * height * gate[c] + A(2) * slope * whole * var[c];
+            }
+        } else {
+            for (int64_t c = 0; c < width; ++c) d_mean[c] += g_mean[c], d_gain[c] = g_gain[c], d_var[c] = 0;
+        }
+        if (k.partner) {  // ratio = std of the other / own std
+            const A* const own = rows.at(k.std, n);
+            A *const d_own = rows.at(k.scratch, n), *const d_other = rows.at(k.scratch, other);
+            for (int64_t c = 0; c < width; ++c) {
+                const A part = d_gain[c] * before[c] / own[c];
+                d_own[c] -= part * ratio[c];
+                d_other[c] += part;
+            }
+        }
+        if (!k.gain) continue;
+        A* const d_before = rows.row(k.d_gain, n * k.gain_step);
+        for (int64_t c = 0; c < width; ++c) d_before[c] += d_gain[c] * ratio[c];
+    }
+    for (int64_t n = 0; k.partner && n < samples; ++n) {
+        const A *const var = rows.at(k.var, n), *const std = rows.at(k.std, n), *const d_std = rows.at(k.scratch, n);
+        A *const d_var = rows.at(k.d_var, n), *const d_before = rows.row(k.d_gain, n * k.gain_step);
+        for (int64_t c = 0; c < width; ++c) {
+            const A slope = d_std[c] * bessel / (A(2) * std[c]), gain = rows.gain(n, c);
+            d_var[c] += slope * gain * gain;
+            if (k.gain) d_before[c] += A(2) * slope * gain * var[c];
+        }
+    }
+    if (!linear) return;
+    A *const d_linear = rows.row(k.d_linear, c0), *const d_weight = rows.row(k.d_weight, 0);
+    A* const d_bias = rows.row(k.d_bias, 0);
+    for (int64_t c = 0; c < width; ++c) {
+        d_linear[2 * c] = A(of_mean[c]), d_linear[2 * c + 1] = A(of_std[c]);
+        d_weight[c] = A(weights[c]), d_bias[c] = A(biases[c]);
+    }
+}
+
+// Whether all partners are samples; nothing is written where one is not.
+inline bool retarget(const Retarget& k) {
+    const bool backward = k.d_var != nullptr;
+    for (int64_t n = 0; k.partner && n < k.samples; ++n)
+        if (k.partner[n] < 0 || k.partner[n] >= k.samples) return false;
+    const auto run = k.element ? (backward ? retarget_block_backward<double> : retarget_block<double>)
+                               : (backward ? retarget_block_backward<float> : retarget_block<float>);
+    const int threads = k.samples * k.channels < kRetarget ? 1 : int(k.threads);
+    if (k.batches && !backward) ++*k.batches;
+    for_each(ceil_div(k.channels, kChannels), threads, [&](int64_t block) { run(k, block * kChannels); });
+    return true;
+}
+
+}  // namespace

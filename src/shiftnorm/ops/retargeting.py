@@ -1,0 +1,253 @@
+"""What CrossNorm and SelfNorm make of moments, as one C++ kernel each way: their formulas are dozens of operations."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from shiftnorm.ops.cpp import CppBackend, run_retarget
+from shiftnorm.ops.dispatch import choose, is_batched, is_traced
+from shiftnorm.ops.types import Affine, Moments
+
+__all__ = ["Exchange", "Gate", "has_retargeting", "retarget"]
+
+
+class Exchange(NamedTuple):
+    """Every plane takes the moments of the same channel of another sample: CrossNorm's 2-instance mode.
+
+    Example:
+        >>> Exchange(torch.tensor([1, 0]), eps=1e-5).eps
+        1e-05
+
+    Args:
+        partner: (N,) int64, whose moments sample n takes.
+        eps: added to both unbiased variances under the root.
+    """
+
+    partner: Tensor
+    eps: float
+
+
+class Gate(NamedTuple):
+    """Every plane is scaled by ``height * sigmoid(BatchNorm over n of (w0 * mean + w1 * std))``: SelfNorm in training.
+
+    Example:
+        >>> one = torch.ones(3)
+        >>> Gate(torch.ones(3, 2), one, 0 * one, None, None, None, pace=0.1, eps=1e-12, norm_eps=1e-5).height
+        1.0
+
+    Args:
+        linear: (C, 2), w0 and w1 of every channel.
+        weight: (C,), of the BatchNorm.
+        bias: (C,), of the BatchNorm.
+        running_mean: (C,), updated; None where there is none.
+        running_var: (C,), likewise, unbiased.
+        batches: the int64 that counts batches, updated; None where there is none.
+        pace: weight of this batch in them.
+        eps: added to the unbiased variance of the planes under the root.
+        norm_eps: added to the biased variance over the batch.
+        height: the gate's upper end.
+    """
+
+    linear: Tensor
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    batches: Tensor | None
+    pace: float
+    eps: float
+    norm_eps: float
+    height: float = 1.0
+
+
+def has_retargeting(x: Tensor) -> bool:
+    """Whether :func:`retarget` may compute what lies between the passes over x.
+
+    Example:
+        >>> has_retargeting(torch.zeros(2, 3))
+        False
+    """
+    return x.device.type == "cpu" and not is_traced(x) and isinstance(choose(x), CppBackend)
+
+
+def retarget(m: Moments, before: Affine | None, exchange: Exchange | None, gate: Gate | None) -> Affine | None:
+    """An affine, then the exchange, then the gate, as one affine; None where the kernel does not take the tensors.
+
+    Equal, up to rounding, to composing :meth:`Moments.through` and :meth:`Affine.then` with the formulas above.
+
+    Example:
+        >>> from shiftnorm.ops import moments
+        >>> x = torch.randn(2, 3, 4, 4)
+        >>> exchange = Exchange(torch.tensor([1, 0]), eps=1e-5)
+        >>> affine = retarget(moments(x), None, exchange, None) if has_retargeting(x) else None
+        >>> affine is None or torch.equal(affine.mean, moments(x).mean.flip(0))
+        True
+
+    Args:
+        m: moments of planes, (N, C), on the CPU.
+        before: what is applied first, broadcastable to (N, C); None for nothing.
+        exchange: None for none.
+        gate: None for none.
+
+    Returns:
+        Gain and new mean, (N, C), differentiable, also twice.
+
+    Raises:
+        IndexError: if a partner is no sample of the batch.
+    """
+    if not isinstance(m.count, int) or m.mean.shape[0] < 2 or m.mean.dtype not in _ELEMENTS:
+        return None
+    gain, mean = (None, m.mean) if before is None else before
+    tensors = [m.var, mean, gain, *((gate.linear, gate.weight, gate.bias) if gate else ())]
+    tensors += [gate.running_mean, gate.running_var] if gate else []
+    if any(each is not None and (each.dtype != m.mean.dtype or type(each) not in _PLAIN) for each in tensors):
+        return None
+    if gate and not all(each is None or each.is_contiguous() for each in gate[:5]):
+        return None
+    if exchange and (exchange.partner.dtype != torch.int64 or exchange.partner.shape != m.mean.shape[:1]):
+        return None
+    setting = _Setting(m.count / max(m.count - 1, 1), exchange, gate)
+    var, mean = m.var.contiguous(), _as_rows(mean, m.var)
+    gain = None if gain is None else _as_rows(gain, m.var)
+    parameters = (None, None, None) if gate is None else gate[:3]
+    return Affine(*_Retarget.apply(var, mean, gain, *parameters, setting))  # pyright: ignore
+
+
+_ELEMENTS = {torch.float32: 0, torch.float64: 1}
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _as_rows(row: Tensor, like: Tensor) -> Tensor:
+    """(N, C) or (1, C), contiguous."""
+    return (row if row.shape[1] == like.shape[1] else row.expand(like.shape)).contiguous()
+
+
+class _Setting(NamedTuple):
+    bessel: float
+    exchange: Exchange | None
+    gate: Gate | None
+
+
+# ``struct Retarget`` of kernels/retarget.h: integers, numbers and addresses, eight bytes each. A ctypes structure would
+# take ten times as long to fill.
+_ARGUMENTS = struct.Struct("@4q d 3P 2q P d 6P 4d 4P 2P 7P")
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+class _Retarget(torch.autograd.Function):
+    """The kernel each way, and plain formulas where its gradient is itself to be differentiated."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (autograd's takes any arguments)
+        ctx: Any,
+        var: Tensor,
+        mean: Tensor,
+        gain: Tensor | None,
+        linear: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        setting: _Setting,
+    ) -> tuple[Tensor, Tensor]:
+        samples, channels = var.shape
+        # the deviations of the exchange, those of the gate, and the gate
+        kept = var.new_empty((1 if setting.exchange else 0) + (2 if setting.gate else 0), samples, channels)
+        batch = var.new_empty(2, channels) if setting.gate else None
+        new_gain, new_mean = torch.empty_like(var), torch.empty_like(var)
+        partner = None if setting.exchange is None else setting.exchange.partner.contiguous()
+        inputs = (var, mean, gain, linear, weight, bias)
+        if not _run(inputs, partner, kept, batch, setting, (new_gain, new_mean)):
+            raise IndexError(f"CrossNorm: expected partners from 0 to {samples - 1}, got {partner}.")
+        ctx.save_for_backward(*inputs, partner, kept, batch)
+        ctx.setting = setting
+        return new_gain, new_mean
+
+    @staticmethod
+    def backward(ctx: Any, d_new_gain: Tensor, d_new_mean: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  (likewise)
+        *inputs, partner, kept, batch = ctx.saved_tensors
+        if torch.is_grad_enabled() or is_batched(d_new_gain) or is_batched(d_new_mean):
+            return *_plain_gradients(inputs, ctx.setting, (d_new_gain, d_new_mean), ctx.needs_input_grad), None
+        gradients = [None if each is None else torch.empty_like(each) for each in inputs]
+        given = (d_new_gain.contiguous(), d_new_mean.contiguous())
+        _run(inputs, partner, kept, batch, ctx.setting, given, [*gradients, torch.empty_like(kept[0])])
+        return *gradients, None
+
+
+def _run(
+    inputs: Sequence[Tensor | None],
+    partner: Tensor | None,
+    kept: Tensor,
+    batch: Tensor | None,
+    setting: _Setting,
+    results: tuple[Tensor, Tensor],
+    gradients: Sequence[Tensor | None] = (None,) * 7,
+) -> bool:
+    """Forward, or backward with the gradients to fill; the results are then their gradients."""
+    var, mean, gain, linear, weight, bias = inputs
+    assert var is not None and mean is not None
+    samples, channels = var.shape
+    exchange, gate = setting.exchange, setting.gate
+    step = samples * channels * var.element_size()
+    first = kept.data_ptr()
+    after = first + step if exchange else first
+    d_var, d_mean, *others = (_address(each) for each in gradients)
+    arguments = _ARGUMENTS.pack(
+        *(_ELEMENTS[var.dtype], torch.get_num_threads(), samples, channels, setting.bessel),
+        *(mean.data_ptr(), var.data_ptr(), _address(gain)),
+        channels if mean.shape[0] == samples else 0,
+        channels if gain is not None and gain.shape[0] == samples else 0,
+        *((partner.data_ptr(), exchange.eps) if exchange and partner is not None else (0, 0.0)),
+        *(_address(linear), _address(weight), _address(bias)),
+        *((_address(gate.running_mean), _address(gate.running_var), _address(gate.batches)) if gate else (0, 0, 0)),
+        *((gate.eps, gate.norm_eps, gate.pace, gate.height) if gate else (0.0, 0.0, 0.0, 1.0)),
+        *(first, after, after + step, _address(batch)),
+        *(results[0].data_ptr(), results[1].data_ptr()),
+        *(d_mean, d_var, *others),
+    )
+    return run_retarget(arguments)
+
+
+def _plain(inputs: Sequence[Tensor | None], setting: _Setting) -> tuple[Tensor, Tensor]:
+    """The kernel's formulas in operations that can be differentiated any number of times; no running moments."""
+    var, mean, gain, linear, weight, bias = inputs
+    var, mean = cast("Tensor", var), cast("Tensor", mean)
+    mean = mean.expand_as(var)
+    total = torch.ones_like(var) if gain is None else gain.expand_as(var)
+    if setting.exchange is not None:
+        std = torch.sqrt(setting.bessel * total.square() * var + setting.exchange.eps)
+        partner = setting.exchange.partner
+        mean, total = mean.index_select(0, partner), total * (std.index_select(0, partner) / std)
+    if setting.gate is not None and linear is not None:
+        std = torch.sqrt(setting.bessel * total.square() * var + setting.gate.eps)
+        z = linear[:, 0] * mean + linear[:, 1] * std
+        level = F.batch_norm(z, None, None, weight, bias, True, 0.0, setting.gate.norm_eps)
+        share = setting.gate.height * torch.sigmoid(level)
+        mean, total = share * mean, share * total
+    return total, mean
+
+
+def _plain_gradients(
+    inputs: Sequence[Tensor | None],
+    setting: _Setting,
+    gradients: tuple[Tensor, Tensor],
+    needed: tuple[bool, ...],
+) -> list[Tensor | None]:
+    differentiable = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # views, as one input may depend on another: a gain in front does on the variance
+        inputs = [None if each is None else each.view_as(each) for each in inputs]
+        wanted = [each for each, needs in zip(inputs, needed, strict=False) if needs and each is not None]
+        found = iter(
+            torch.autograd.grad(
+                _plain(inputs, setting), wanted, gradients, create_graph=differentiable, allow_unused=True
+            )
+        )
+    return [next(found) if needs and each is not None else None for each, needs in zip(inputs, needed, strict=False)]

@@ -1,0 +1,228 @@
+"""What CrossNorm and SelfNorm make of moments by one C++ kernel, against the formulas of the norms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shiftnorm.norms import CNSN, BatchNorm, Chain, CrossNorm, CrossNormDraw, InstanceNorm, LayerNorm, SelfNorm, base
+from shiftnorm.ops import Affine, Exchange, Gate, Moments, has_retargeting, retarget, use_backend
+from shiftnorm.ops import retargeting as module
+from shiftnorm.ops.cpp import CppBackend
+
+REASON = CppBackend().unsupported(torch.zeros(1, 1, 2))
+pytestmark = pytest.mark.skipif(REASON is not None, reason=f"the C++ backend {REASON}")
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "SelfNorm": SelfNorm,
+    "SelfNorm from the identity": lambda channels: SelfNorm(channels, start="identity"),
+    "CrossNorm": CrossNorm,
+    "CNSN": CNSN,
+    "behind gains of channels": lambda channels: Chain(BatchNorm(channels), *CNSN(channels)),
+    "behind means of channels": lambda channels: Chain(InstanceNorm(channels, affine=True), CrossNorm()),
+    "behind gains of samples": lambda channels: Chain(LayerNorm(channels), CrossNorm(), CrossNorm()),
+    "in another order": lambda channels: Chain(SelfNorm(channels), CrossNorm(), SelfNorm(channels)),
+}  # fmt: skip
+# one channel, a part of a vector, a part of a block, several blocks, work for several threads
+SHAPES = [(2, 1, 3), (5, 17, 4), (8, 70, 3), (33, 256, 2)]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """One entry for every call of the kernel."""
+    made: list[bool] = []
+    run = module.run_retarget
+    monkeypatch.setattr(module, "run_retarget", lambda arguments: made.append(True) or run(arguments))
+    yield made
+
+
+def spread_planes(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Planes whose means and deviations differ: equal ones would leave SelfNorm's gates a BatchNorm of rounding."""
+    rows = (*shape[:2], 1, 1)
+    x = torch.randn(*shape, shape[-1], dtype=dtype)
+    return x * (1 + 3 * torch.rand(rows, dtype=dtype)) + torch.randn(rows, dtype=dtype)
+
+
+def everything(norm: nn.Module, x: Tensor, g: Tensor, draw: object) -> dict[str, Tensor]:
+    x = x.clone().requires_grad_()
+    y = norm(x, draw=draw)
+    y.backward(g)
+    assert x.grad is not None
+    found = {"y": y.detach(), "x": x.grad, **dict(norm.named_buffers())}
+    return {**found, **{name: parameter.grad for name, parameter in norm.named_parameters()}}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", NORMS)
+def test_outputs_gradients_and_buffers_are_the_formulas(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, calls: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, plain = (NORMS[name](shape[1]).to(dtype).train() for _ in range(2))
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter)
+    plain.load_state_dict(ours.state_dict())
+    x = spread_planes(shape, dtype)
+    g, draw = torch.randn_like(x), ours.draw(x)
+    found = everything(ours, x, g, draw)
+    assert calls
+    calls.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(base, "has_retargeting", lambda x: False)
+        expected = everything(plain, x, g, draw)
+    assert not calls
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        # BatchNorm over 2 samples loses what its inputs have in common, and all digits where they have all
+        size = float(value.double().abs().max())
+        bound = 1e-10 if dtype == torch.float64 else 2e-4
+        error = float((found[key] - value).double().abs().max())
+        assert error <= bound * max(size, 1.0), f"{key}: off by {error}, of {size}"
+
+
+def test_threads_change_no_bit(threads: None) -> None:
+    norm, x = Chain(BatchNorm(300), *CNSN(300)), spread_planes((16, 300, 2), torch.float32)
+    draw, results = norm.draw(x), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        again = Chain(BatchNorm(300), *CNSN(300))
+        again.load_state_dict(norm.state_dict())
+        results.append(everything(again, x, x.flip(0), draw))
+    for result in results[1:]:
+        assert all(torch.equal(result[key], value) for key, value in results[0].items())
+
+
+def test_gradients_of_gradients_and_of_batches() -> None:
+    norm, x = Chain(BatchNorm(3), *CNSN(3)).double(), spread_planes((4, 3, 2), torch.float64).requires_grad_()
+    draw = norm.draw(x)
+    assert torch.autograd.gradcheck(lambda x: norm(x, draw=draw), x, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: norm(x, draw=draw), x)
+    gate = norm[2].gate
+    of_parameters = [gate.fc, gate.weight, gate.bias]
+
+    def through(*parameters: Tensor) -> Tensor:
+        step = Gate(*parameters, None, None, None, pace=0.0, eps=1e-12, norm_eps=1e-5, height=2.0)
+        m = Moments(x.detach().mean((2, 3)), x.detach().var((2, 3), correction=0), 4)
+        affine = retarget(m, None, Exchange(draw[1].partner, 1e-5), step)
+        assert affine is not None
+        return affine.gain + affine.mean
+
+    assert torch.autograd.gradcheck(through, of_parameters)
+    assert torch.autograd.gradgradcheck(through, of_parameters)
+
+
+def test_frozen_parameters_and_unused_outputs() -> None:
+    norm, x = SelfNorm(4).train(), spread_planes((6, 4, 3), torch.float32)
+    norm.gate.fc.requires_grad_(False)
+    norm(x).sum().backward()
+    assert norm.gate.fc.grad is None and norm.gate.weight.grad is not None
+    m = Moments(torch.randn(6, 4, requires_grad=True), torch.rand(6, 4, requires_grad=True), 9)
+    affine = retarget(m, None, Exchange(torch.tensor([1, 2, 3, 4, 5, 0]), 1e-5), None)
+    assert affine is not None
+    affine.gain.sum().backward()
+    assert m.var.grad is not None and torch.equal(m.mean.grad, torch.zeros(6, 4))
+
+
+def test_constant_planes_and_far_gates_stay_finite() -> None:
+    x = torch.relu(spread_planes((6, 5, 4), torch.float32) - 2)
+    x[:, 1] = 0  # dead in all samples
+    norm = CNSN(5).train()
+    with torch.no_grad():
+        norm[1].gate.bias.copy_(torch.tensor([0.0, 0.0, 500.0, -500.0, 3e38]))
+    found = everything(norm, x, torch.ones_like(x), norm.draw(x))
+    assert all(bool(value.isfinite().all()) for value in found.values())
+    torch.testing.assert_close(found["y"][:, 3], torch.zeros_like(x[:, 3]))
+
+
+def test_what_is_not_finite_comes_out() -> None:
+    x = spread_planes((4, 3, 2), torch.float32)
+    x[1, 2, 0, 0] = float("nan")
+    y = SelfNorm(3).train()(x)
+    assert bool(y[:, 2].isnan().all()) and bool(y[:, :2].isfinite().all())
+
+
+def test_the_gate_is_exact_to_a_few_units() -> None:
+    level = torch.linspace(-80, 80, 4001)
+    samples = torch.stack([level, -level])  # their BatchNorm is 0 with a weight of 0: only the bias is left
+    step = Gate(torch.zeros(4001, 2), torch.zeros(4001), level, None, None, None, pace=0.0, eps=1.0, norm_eps=1.0)
+    affine = retarget(Moments(samples, torch.ones_like(samples), 2), None, None, step)
+    assert affine is not None
+    expected = torch.sigmoid(level.double())
+    assert float(((affine.gain[0].double() - expected) / expected).abs().max()) < 5e-7
+
+
+@pytest.mark.parametrize("partner", [[0, 4, 1, 2], [0, -1, 1, 2]])
+def test_a_partner_that_is_no_sample_is_refused_and_nothing_counted(partner: list[int]) -> None:
+    norm, x = CNSN(3).train(), spread_planes((4, 3, 2), torch.float32)
+    draw = (CrossNormDraw(torch.tensor(True), torch.tensor(partner)), None)
+    with pytest.raises(IndexError, match="CrossNorm: expected partners from 0 to 3"):
+        norm(x, draw=draw)
+    assert norm[1].gate.num_batches_tracked == 0
+    assert torch.equal(norm[1].gate.running_mean, torch.zeros(3))
+
+
+def _pooled() -> CrossNorm:
+    norm = CrossNorm(3)
+    norm.pool = Moments(torch.zeros(4, 3), torch.ones(4, 3), 9)
+    return norm
+
+
+ONLY_FORMULAS: dict[str, Callable[[], nn.Module]] = {
+    "another mode": lambda: CrossNorm(3, mode="1-instance"),
+    "a blend": lambda: CrossNorm(3, blend=0.3),
+    "a pool": _pooled,
+    "a crop": lambda: CrossNorm(3, crop="both"),
+    "two branches": lambda: SelfNorm(3, two_branches=True),
+    "mixing": lambda: SelfNorm(3, attention="mixing"),
+    "cumulative averages": lambda: SelfNorm(3, momentum=None),
+    "evaluation": lambda: SelfNorm(3).eval(),
+    "parameters in half precision": lambda: SelfNorm(3, dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("what", ONLY_FORMULAS)
+def test_left_to_the_formulas(what: str, calls: list[bool]) -> None:
+    norm = ONLY_FORMULAS[what]()
+    norm(spread_planes((4, 3, 6), torch.float32))
+    assert not calls
+
+
+def test_left_to_the_formulas_by_the_input(calls: list[bool]) -> None:
+    norm, x = CNSN(3).train(), spread_planes((4, 3, 6), torch.float32)
+    norm(x[:1])  # a batch of one
+    norm(x, mask=torch.ones(4, 1, 6, 6))
+    with use_backend("eager"):
+        norm(x)
+    with torch.no_grad():
+        torch.func.vmap(norm.eval())(x.unsqueeze(0))
+    assert not calls
+    assert not has_retargeting(x.to("meta"))
+    norm.train()(x)
+    assert calls
+
+
+def test_moments_that_it_does_not_take() -> None:
+    m, exchange = Moments(torch.randn(4, 3), torch.rand(4, 3), 9), Exchange(torch.tensor([1, 0, 3, 2]), 1e-5)
+    assert retarget(m, None, exchange, None) is not None
+    assert retarget(m, None, Exchange(torch.tensor([1, 0]), 1e-5), None) is None
+    assert retarget(m, None, Exchange(torch.tensor([1, 0, 3, 2], dtype=torch.int32), 1e-5), None) is None
+    assert retarget(Moments(m.mean, m.var, torch.full((4, 1), 9.0)), None, exchange, None) is None
+    assert retarget(Moments(m.mean.half(), m.var.half(), 9), None, exchange, None) is None
+    assert retarget(m, Affine(torch.ones(1, 3).double(), m.mean), exchange, None) is None
+    strided = Moments(torch.randn(3, 4).T, torch.rand(3, 4).T, 9)
+    affine = retarget(strided, None, exchange, None)
+    assert affine is not None
+    torch.testing.assert_close(affine.mean, strided.mean[[1, 0, 3, 2]])
+
+
+def test_a_cross_norm_that_rests_takes_no_part(calls: list[bool]) -> None:
+    x = spread_planes((4, 3, 6), torch.float32)
+    for norm in (CrossNorm(3, p=0.0), CrossNorm(3, p=0.0, crop="both"), CrossNorm(3, p=0.0, mode="1-instance")):
+        assert norm(x) is x
+    chain, alone = Chain(BatchNorm(3), CrossNorm(3, p=0.0), SelfNorm(3)), Chain(BatchNorm(3), SelfNorm(3))
+    chain[2].load_state_dict(alone[1].state_dict())
+    assert torch.equal(chain(x), alone(x))
+    assert len(calls) == 2
