@@ -212,6 +212,8 @@ def test_moments_that_it_does_not_take() -> None:
     assert retarget(Moments(m.mean, m.var, torch.full((4, 1), 9.0)), None, exchange, None) is None
     assert retarget(Moments(m.mean.half(), m.var.half(), 9), None, exchange, None) is None
     assert retarget(m, Affine(torch.ones(1, 3).double(), m.mean), exchange, None) is None
+    gate = [torch.randn(3, 4)[:, ::2], torch.ones(3), torch.zeros(3)]
+    assert retarget(m, None, None, Gate(*gate, None, None, None, pace=0.0, eps=1e-12, norm_eps=1e-5)) is None
     strided = Moments(torch.randn(3, 4).T, torch.rand(3, 4).T, 9)
     affine = retarget(strided, None, exchange, None)
     assert affine is not None

@@ -182,6 +182,5 @@ def _activation(module: nn.Module) -> str:
 
 
 def _has_hooks(norm: nn.Module) -> bool:
-    # torch has no public question for this
-    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-    return any(cast("dict[int, object]", getattr(norm, kind)) for kind in kinds)
+    own = cast("Any", norm)  # torch has no public question for this
+    return bool(own._forward_pre_hooks or own._forward_hooks or own._backward_pre_hooks or own._backward_hooks)

@@ -286,11 +286,12 @@ class RunningMoments(nn.Module):
             # A batch whose mask leaves nothing says nothing either; its count is on the device, so no branch.
             counts = (pooled.count > 0).reshape(()) if isinstance(pooled.count, Tensor) else 1
             self.num_batches_tracked.add_(counts)
-            # In the buffers' dtype before dividing: 1 / an integer tensor is float32, too coarse for float64 buffers.
-            wide = torch.promote_types(self.running_mean.dtype, torch.float32)
-            seen = self.num_batches_tracked.clamp(min=1)
-            pace = 1.0 / seen.to(wide) if self.momentum is None else self.momentum
-            weight = pace * counts
+            if self.momentum is None:
+                # In the buffers' dtype before dividing: 1 / an integer tensor is float32, too coarse for float64 ones.
+                wide = torch.promote_types(self.running_mean.dtype, torch.float32)
+                weight = counts / self.num_batches_tracked.clamp(min=1).to(wide)
+            else:
+                weight = self.momentum * counts
             if isinstance(weight, Tensor):
                 weight = weight.to(self.running_mean.dtype)
             for buffer, new in ((self.running_mean, pooled.mean), (self.running_var, pooled.unbiased)):

@@ -104,11 +104,10 @@ def retarget(m: Moments, before: Affine | None, exchange: Exchange | None, gate:
     if not isinstance(m.count, int) or m.mean.shape[0] < 2 or m.mean.dtype not in _ELEMENTS:
         return None
     gain, mean = (None, m.mean) if before is None else before
-    tensors = [m.var, mean, gain, *((gate.linear, gate.weight, gate.bias) if gate else ())]
-    tensors += [gate.running_mean, gate.running_var] if gate else []
-    if any(each is not None and (each.dtype != m.mean.dtype or type(each) not in _PLAIN) for each in tensors):
+    of_gate = gate[:5] if gate else ()
+    if not all(_is_plain(each, m.mean.dtype) for each in (mean, gain, *of_gate)):
         return None
-    if gate and not all(each is None or each.is_contiguous() for each in gate[:5]):
+    if not all(each is None or each.is_contiguous() for each in of_gate):
         return None
     if exchange and (exchange.partner.dtype != torch.int64 or exchange.partner.shape != m.mean.shape[:1]):
         return None
@@ -121,6 +120,10 @@ def retarget(m: Moments, before: Affine | None, exchange: Exchange | None, gate:
 
 _ELEMENTS = {torch.float32: 0, torch.float64: 1}
 _PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _is_plain(each: Tensor | None, dtype: torch.dtype) -> bool:
+    return each is None or (each.dtype == dtype and type(each) in _PLAIN)
 
 
 def _as_rows(row: Tensor, like: Tensor) -> Tensor:
