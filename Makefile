@@ -19,8 +19,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## compare norms on the bundled digits: a table, a report, a record per run (under 5 minutes on 2 cores)
 	$(BIN)/shiftnorm compare
 
-test: $(READY) ## everything but the slow tests; ARGS='-k golden' passes arguments on
-	$(BIN)/python -m pytest -q -m 'not slow' $(ARGS)
+test: $(READY) ## everything but the slow tests, in two processes; ARGS='-k golden' passes arguments on
+	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist worksteal $(ARGS)
 
 lint: $(READY) ## ruff and pyright
 	$(BIN)/ruff check .
