@@ -1,8 +1,9 @@
-"""Results of robustness evaluations made of drawn numbers, for tests of what is written about them."""
+"""Results of robustness evaluations made of drawn numbers, and small networks that give some, for tests of reports."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from shiftnorm.data.corruptions import COMMON, SEVERITIES
 from shiftnorm.evaluate.comparison import Comparison, Difference
@@ -90,3 +91,24 @@ def make_comparison(difference: float, half: float) -> Comparison:
 
 
 COMPARISONS = {1: make_comparison(-6.1, 0.8), 2: make_comparison(0.3, 0.7)}
+
+
+class Reds(nn.Module):
+    """Tells which channel is brightest, less well the more the first pixel counts."""
+
+    def __init__(self, mixed: float) -> None:
+        super().__init__()
+        self.mixed = nn.Parameter(torch.tensor(mixed))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        means = x.mean((2, 3))
+        return 8 * (means + self.mixed * x[:, :, 0, 0])
+
+
+def make_reds(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images, and the channel that is brightest in each as its label, for networks such as `Reds`."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 3
+    images = 200 * torch.rand(count, 3, 16, 16, generator=draw).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    images[torch.arange(count), labels] += 20
+    return images.clamp(0, 255).to(torch.uint8), labels

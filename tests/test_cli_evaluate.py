@@ -241,7 +241,7 @@ def test_first_mistakes_of_evaluate(run, pets, tmp_path):
         ([net, *data, "--weights", "w.pth"], ["there is no file --weights w.pth"]),
         ([net, *data, "--limit", 0], ["--limit to be at least 1"]),
         ([net, *data, "--batch-size", 0], ["--batch-size of at least 1"]),
-        ([net, *data, "--out", "file"], ["--out must be a folder"]),
+        ([net, *data, "--out", "file"], ["cannot write into", "is a file, not a folder; choose another --out"]),
     ):
         one_clear_line(run("evaluate", *words), *parts)
     assert not (tmp_path / "runs").exists()

@@ -48,7 +48,7 @@ EXPECTED = {
         "note: The normalization of the inputs could not be checked: ...",
         "",
         "centre only minus whole picture, in points of mean corruption error: +1... [+..., +...], p = 0.00...",
-        "written: report.csv, report.html, report.md True",
+        "written: report.csv, report.html, report.md, report.summary.csv True",
     ],
     "your_own_norm": [
         "alone       (8, 16, 32, 32) channels_last kept: True",

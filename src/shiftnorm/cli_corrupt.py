@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shiftnorm.cli_verb import add_on_error, add_verb, speaking_of_options, stopping_politely
+from shiftnorm.result_folder import check_writable, plain_faults
 
 if TYPE_CHECKING:
     from shiftnorm.data import Dataset
@@ -206,9 +207,12 @@ def add_corrupt_verb(verbs: Any, common: argparse.ArgumentParser) -> None:
 def _corrupt(options: argparse.Namespace) -> int:
     if options.out is None:
         raise ValueError("corrupt: expected --out DIR, where the copies go.")
-    out = Path(options.out)
-    if options.verify:
-        return _verify(out)
+    with speaking_of_options(), plain_faults("corrupt", Path(options.out)):
+        return _verify(Path(options.out)) if options.verify else _make(options, Path(options.out))
+
+
+def _make(options: argparse.Namespace, out: Path) -> int:
+    check_writable(out, "corrupt")
     if options.data is None:
         raise ValueError("corrupt: expected DATA, a folder of images or a data set's name, such as cifar10.")
     names = named_corruptions(options)

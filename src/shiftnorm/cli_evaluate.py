@@ -29,6 +29,7 @@ from shiftnorm.cli_open import (
 )
 from shiftnorm.cli_report import add_report_verb
 from shiftnorm.cli_verb import add_verb, require, speaking_of_options, stopping_politely
+from shiftnorm.result_folder import check_writable, plain_faults
 
 if TYPE_CHECKING:
     from torch import nn
@@ -127,6 +128,13 @@ def add_evaluate_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 def _evaluate(options: argparse.Namespace) -> int:
     require("evaluate", "jinja2", "safetensors")
+    with speaking_of_options(), plain_faults("evaluate", Path(options.out or "runs")):
+        if options.out is not None:
+            check_writable(Path(options.out), "evaluate")
+        return _measured(options)
+
+
+def _measured(options: argparse.Namespace) -> int:
     kind = data_kind(options)
     names = named_corruptions(options) if kind == "images" else names_in_files(options)
     normalize = _normalization(options.normalize)
@@ -312,8 +320,6 @@ def _check_model_options(options: argparse.Namespace) -> None:
         raise FileNotFoundError(f"evaluate: there is no file --weights {options.weights}.")
     if options.bootstrap < 0 or options.batch_size < 1 or options.workers < 0:
         raise ValueError("evaluate: expected --batch-size of at least 1, --bootstrap and --workers of at least 0.")
-    if options.out is not None and Path(options.out).is_file():
-        raise NotADirectoryError(f"evaluate: --out must be a folder, {options.out} is a file.")
 
 
 def _open(options: argparse.Namespace) -> tuple[nn.Module, str, dict[str, Any] | None]:

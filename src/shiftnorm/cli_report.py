@@ -6,10 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shiftnorm.cli_verb import add_verb, require
+from shiftnorm.cli_verb import add_verb, require, speaking_of_options
+from shiftnorm.result_folder import check_writable, plain_faults
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shiftnorm.evaluate.comparison import Comparison
     from shiftnorm.evaluate.result import Result
+    from shiftnorm.evaluate.seed_groups import GroupRow
 
 __all__ = ["add_report_verb"]
 
@@ -32,16 +37,29 @@ def add_report_verb(verbs: Any, common: argparse.ArgumentParser) -> None:
         common,
         "report",
         help="compare the results of several evaluations in one report",
-        description="Write one report of several evaluations; the others are compared with the first, image by image.",
-        examples=["report runs/batchnorm runs/cnsn", "report runs/*/result.json --out all.html --title 'All nets'"],
+        description="Write one report of several evaluations; the others are compared with the first, image by image. "
+        "Networks that were trained with several seeds are given by --group, one for each network: then the report has "
+        "the mean and spread over seeds, and tests paired by seed.",
+        examples=[
+            "report runs/batchnorm runs/cnsn",
+            "report runs/*/result.json --out all.html --title 'All nets'",
+            "report --group BatchNorm runs/bn-seed* --group CNSN runs/cnsn-seed* --out seeds.html",
+        ],
     )
+    report.usage = "shiftnorm report RESULT... [options]\n       shiftnorm report --group NAME RESULT... [--group ...]"
     report.add_argument(
-        "results", nargs="+", metavar="RESULT", help="a folder of `shiftnorm evaluate` or `shiftnorm train`, or a "
+        "results", nargs="*", metavar="RESULT", help="a folder of `shiftnorm evaluate` or `shiftnorm train`, or a "
         "result.json"
     )  # fmt: skip
     report.add_argument(
+        "--group", nargs="+", action="append", metavar=("NAME", "RESULT"), dest="groups",
+        help="one network: its name, and the results of its training seeds. The first group is what the others are "
+        "compared to. Which seed a run is of is read from its record, its name or its folder (...seed0)",
+    )  # fmt: skip
+    report.add_argument(
         "--out", type=Path, metavar="FILE.html", default=Path("report.html"),
-        help="the page; .md and .csv are written beside it (default: report.html)",
+        help="the page; .md, .csv (every cell) and .summary.csv (what sums them up) are written beside it (default: "
+        "report.html)",
     )  # fmt: skip
     report.add_argument("--title", metavar="TEXT", help="of the page")
     report.add_argument("--force", action="store_true", help="overwrite files that exist")
@@ -50,19 +68,59 @@ def add_report_verb(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     require("report", "jinja2", "safetensors")
-    from shiftnorm.evaluate.html_report import write_report
+    with speaking_of_options(), plain_faults("report", options.out.parent):
+        return _write(options)
+
+
+def _write(options: argparse.Namespace) -> int:
+    from shiftnorm.evaluate.html_report import REPORT_ENDINGS, write_report
     from shiftnorm.evaluate.paired_results import find_comparisons
-    from shiftnorm.evaluate.robustness_table import find_mismatches, label_results
 
     out: Path = options.out
     if out.suffix != ".html":
         raise ValueError(f"report: expected --out to end in .html, got {out}.")
-    taken = [file for ending in (".html", ".md", ".csv") if (file := out.with_suffix(ending)).exists()]
-    if taken and not options.force:
+    files = [out.with_suffix(ending) for ending in REPORT_ENDINGS]
+    for file in files:
+        check_writable(file, "report", file=True)
+    if not options.force and (taken := [file for file in files if file.exists()]):
         raise FileExistsError(f"report: {taken[0]} exists already; --force overwrites it, or choose another --out.")
-    results = [_load(where) for where in options.results]
+    results, rows = _grouped(options) if options.groups else ([_load(where) for where in options.results], [])
+    if not results:
+        raise ValueError("report: expected at least one RESULT, a folder of `shiftnorm evaluate`, or --group.")
     comparisons = find_comparisons(results)
-    write_report(results, out, title=options.title, comparisons=comparisons)
+    write_report(results, out, title=options.title, comparisons=comparisons, groups=rows)
+    _say(results, comparisons, rows)
+    print(f"Report: {out}")
+    return 0
+
+
+def _grouped(options: argparse.Namespace) -> tuple[list[Result], list[GroupRow]]:
+    """The results of all groups with names of their own, and the groups over their seeds."""
+    from shiftnorm.evaluate.seed_groups import compare_groups, group_results
+
+    if options.results:
+        raise ValueError(
+            f"report: {options.results[0]} belongs to no group; give every RESULT to a --group NAME, also a single "
+            "one, or leave out --group."
+        )
+    named: dict[str, list[tuple[str, Result]]] = {}
+    for name, *places in options.groups:
+        if not places:
+            raise ValueError(f"report: expected --group NAME RESULT..., got the name {name!r} alone.")
+        if name in named:
+            raise ValueError(f"report: the group {name!r} is given twice; name all its results behind one --group.")
+        named[name] = [(place, _load(place)) for place in places]
+    groups = group_results(named)
+    return [result for group in groups for result in group.runs.values()], compare_groups(groups)
+
+
+def _say(results: list[Result], comparisons: Mapping[int, Comparison], rows: list[GroupRow]) -> None:
+    from shiftnorm.evaluate.group_table import say_groups
+    from shiftnorm.evaluate.robustness_table import find_mismatches, label_results
+
+    if rows:
+        print("\n".join(say_groups(rows)))
+        return
     labels = label_results(results)
     width = max(map(len, labels))
     for place, (label, result) in enumerate(zip(labels, results, strict=True)):
@@ -76,8 +134,6 @@ def _report(options: argparse.Namespace) -> int:
             reasons = find_mismatches(results[0], result) or ["the cells of one of them are gone"]
             line += f", not compared with {labels[0]}: {'; '.join(reasons)}"
         print(line)
-    print(f"Report: {out}")
-    return 0
 
 
 def _load(where: str) -> Result:

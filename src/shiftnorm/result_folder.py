@@ -1,18 +1,47 @@
-"""Whose results a folder holds, so that one command does not write over what another has left."""
+"""Whose results a folder holds, so that one command does not write over another's, and whether it can be written."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["COMPARISON", "EVALUATION", "GRID", "TRAINING", "check_owner", "list_changes", "name_below", "owner_of"]
+__all__ = [
+    "COMPARISON",
+    "EVALUATION",
+    "GRID",
+    "TRAINING",
+    "check_owner",
+    "check_writable",
+    "list_changes",
+    "name_below",
+    "owner_of",
+    "plain_faults",
+]
 
 COMPARISON = "a comparison of norms"
 EVALUATION = "an evaluation"
 GRID = "a comparison of recipes"
 TRAINING = "a training run"
 _NAMED = 8
+# What the system says by a number, in words that say what to do; PLACE is where.
+_FAULTS = {
+    errno.EROFS: "the disk of PLACE is read-only; choose another out=",
+    errno.ENAMETOOLONG: "a name in it is longer than the disk allows; choose a shorter out=",
+    errno.ENOSPC: "the disk of PLACE is full; free some space, or choose another out=",
+    errno.EDQUOT: "your share of the disk of PLACE is used up; free some space, or choose another out=",
+    errno.ELOOP: "a link in it leads back to itself; choose another out=",
+    errno.EIO: "the disk of PLACE does not work; choose another out=",
+}
+_FORBIDDEN = "there is no permission to write in PLACE; change its mode, or choose another out="
+_WRITING = {**_FAULTS, errno.EACCES: _FORBIDDEN, errno.EPERM: _FORBIDDEN}
+_FORBIDDEN_FILE = "there is no permission; change its mode or that of PLACE"
+_USING = {**_FAULTS, errno.EACCES: _FORBIDDEN_FILE, errno.EPERM: _FORBIDDEN_FILE}
 
 
 def owner_of(folder: Path) -> str | None:
@@ -62,6 +91,97 @@ def check_owner(folder: Path, owner: str, who: str) -> None:
     found = owner_of(folder)
     if found not in (None, owner):
         raise ValueError(f"{who}: {folder} holds {found}, which would be written over; choose another --out.")
+
+
+def check_writable(path: Path, who: str, *, file: bool = False) -> None:
+    """Refuse a place where nothing can be written, before the work is done whose results are to go there.
+
+    It is tried out beside the place, in the nearest folder there is, and nothing is left of it.
+
+    Example:
+        >>> place = Path(tempfile.mkdtemp())
+        >>> check_writable(place / "new" / "results", "evaluate")
+        >>> list(place.iterdir())
+        []
+        >>> (place / "notes.txt").touch()
+        >>> check_writable(place / "notes.txt" / "results", "evaluate")
+        Traceback (most recent call last):
+        ...
+        NotADirectoryError: evaluate: cannot write into .../notes.txt/results: .../notes.txt is a file, ...
+
+    Args:
+        path: a folder, there already or not.
+        who: what the error begins with.
+        file: ``path`` is a file instead, which is to be written or replaced.
+
+    Raises:
+        NotADirectoryError: if a file is in the place of a folder.
+        IsADirectoryError: if a folder is in the place of a file.
+        PermissionError: if the place may not be written to.
+        OSError: if it cannot be written for another reason, such as a name that is too long or a full disk.
+    """
+    path = path.absolute()
+    said = f"{who}: cannot write {path}" if file else f"{who}: cannot write into {path}"
+    if file and os.path.isdir(path):
+        raise IsADirectoryError(f"{said}: it is a folder; choose another name.")
+    folder = path.parent if file else path
+    # Not Path.exists, which itself fails for a name that is too long.
+    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    if not os.path.isdir(there):
+        kind = "a link to nothing" if there.is_symlink() and not there.exists() else "a file, not a folder"
+        raise NotADirectoryError(f"{said}: {there} is {kind}; choose another out=.")
+    inside = folder.relative_to(there)
+    tried: str | None = None
+    try:
+        tried = tempfile.mkdtemp(prefix=".try-", dir=there)
+        place = Path(tried, inside)
+        place.mkdir(parents=True, exist_ok=True)
+        # Files are written under a longer name first, so that they appear whole.
+        (place / (f".{path.name}.{os.getpid()}.tmp" if file else "file")).write_bytes(b"x")
+    except (OSError, ValueError) as fault:
+        raise _said_plainly(fault, said, there, _WRITING) from fault
+    finally:
+        if tried is not None:
+            shutil.rmtree(tried, ignore_errors=True)
+
+
+def _said_plainly(fault: OSError | ValueError, said: str, place: Path, reasons: Mapping[int, str]) -> Exception:
+    number = fault.errno if isinstance(fault, OSError) else None
+    if number is None:
+        return type(fault)(f"{said}: {fault}")
+    reason = reasons.get(number, f"{os.strerror(number)}; choose another out=").replace("PLACE", str(place))
+    # The exception that goes with the number, but without the number in its text.
+    return type(OSError(number, ""))(f"{said}: {reason}.")
+
+
+@contextmanager
+def plain_faults(who: str, place: Path) -> Iterator[None]:
+    """Let what the system has against a file, such as a full disk, be said with its name and what to do.
+
+    Example:
+        >>> with plain_faults("evaluate", Path("runs/a")):
+        ...     raise OSError(errno.ENOSPC, "No space left on device", "runs/a/result.json")
+        Traceback (most recent call last):
+        ...
+        OSError: evaluate: cannot use runs/a/result.json: the disk of runs/a is full; free some space, or ...
+
+    Args:
+        who: what the error begins with.
+        place: where results go, for faults that do not say which file they are of.
+
+    Raises:
+        OSError: of the same kind; errors that are words already, and of other numbers, are left as they are.
+    """
+    try:
+        yield
+    except OSError as fault:
+        if fault.errno not in _USING:
+            raise
+        # As of a disk that is full while a file is written.
+        nameless = fault.filename is None
+        file = place if nameless else Path(os.fsdecode(fault.filename))
+        said = f"{who}: cannot {'write into' if nameless else 'use'} {file}"
+        raise _said_plainly(fault, said, place if nameless else file.parent, _USING) from fault
 
 
 def name_below(folder: Path, *files: str) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from shiftnorm.data.made_folder import write_whole
+from shiftnorm.data.checksums import write_whole
 from shiftnorm.variants import build
 
 __all__ = ["FOLDER", "find_network", "is_network", "load_network", "pack_network", "write_network"]

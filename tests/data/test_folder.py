@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from shiftnorm.data import load_folder
+from shiftnorm.data import load_folder, open_dataset
 from shiftnorm.data.archive import default_cache, unpack_archive
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
@@ -75,12 +75,29 @@ def test_classes_called_train_and_test_among_others_are_classes(tmp_path: Path) 
     assert load_folder(tmp_path)[0].classes == ("test", "train", "tram")
 
 
-def test_classes_that_differ_in_case_only(tmp_path: Path) -> None:
-    fill(tmp_path / "Cat", 2)
-    fill(tmp_path / "cat", 2)
-    if len(list(tmp_path.iterdir())) < 2:
-        pytest.skip("this file system does not tell Cat from cat")
-    assert load_folder(tmp_path)[0].classes == ("Cat", "cat")
+TWINS = [("Cat", "cat"), ("cat", "cat "), ("\u00e9pagneul", "e\u0301pagneul")]
+
+
+@pytest.mark.parametrize(("one", "other"), TWINS)
+def test_two_spellings_of_one_class_are_refused_as_by_open_dataset(tmp_path: Path, one: str, other: str) -> None:
+    for name in (one, other, "dog"):
+        fill(tmp_path / name, 2)
+    if len(list(tmp_path.iterdir())) < 3:
+        pytest.skip("this file system does not tell the two apart")
+    said = r"the class folders '.*' and '.*' of .* differ only in spelling; merge or rename them"
+    for read, who in ((load_folder, "load_folder"), (open_dataset, "open_dataset")):
+        with pytest.raises(ValueError, match=f"^{who}: {said}"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize(("one", "other"), TWINS)
+def test_parts_of_a_split_that_spell_a_class_in_two_ways(tmp_path: Path, one: str, other: str) -> None:
+    for part, name in (("train", one), ("test", other)):
+        fill(tmp_path / part / name, 2)
+        fill(tmp_path / part / "dog", 2)
+    said = "load_folder: the class folders '.*' of .*train and '.*' of .*test differ only in spelling; give both one"
+    with pytest.raises(ValueError, match=said):
+        load_folder(tmp_path)
 
 
 def test_nested_files_belong_to_the_class(pets: Path) -> None:

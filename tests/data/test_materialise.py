@@ -17,7 +17,8 @@ import torch
 import shiftnorm
 from pictures import tree
 from shiftnorm.data import Dataset, corrupt, materialise, open_dataset
-from shiftnorm.data.made_folder import CHECKSUMS, Checksums, verify_folder
+from shiftnorm.data.checksums import CHECKSUMS, Checksums, temporary_of
+from shiftnorm.data.made_folder import MadeFolder, verify_folder
 from shiftnorm.data.materialise import corrupt_cifar, corrupt_folder
 
 TWO = {"corruptions": ["fog", "gaussian_noise"]}
@@ -29,8 +30,10 @@ def pets(count=6, size=32):
     return Dataset.of_images("pets", images, torch.arange(count) % 2, ("cat", "dog"))
 
 
-def contents(folder):
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+def contents(folder, start=None):
+    return {
+        file.relative_to(start or folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()
+    }
 
 
 def test_cifar_layout_holds_what_corrupt_gives(tmp_path):
@@ -116,7 +119,7 @@ def test_names_that_meet_and_names_no_folder_can_have(tmp_path):
     made = corrupt_folder(odd, tmp_path / "odd", corruptions=["fog"], severities=[1])
     assert {file.parent.name for file in made.folder.rglob("*.JPEG")} == {".._up", "a_b"}
     same = Dataset.of_images("odd", torch.zeros(2, 3, 32, 32).byte(), torch.arange(2), ("a/b", "A_b"))
-    with pytest.raises(ValueError, match="two class names differ only in case"):
+    with pytest.raises(ValueError, match="two class names differ only in spelling"):
         corrupt_folder(same, tmp_path / "same", corruptions=["fog"])
 
 
@@ -223,10 +226,7 @@ def test_damage_is_found_and_named(tmp_path):
 
 @pytest.mark.parametrize("make", [corrupt_folder, corrupt_cifar])
 def test_an_image_damaged_in_the_middle_is_named_in_the_manifest(tmp_path, make):
-    root = tree(tmp_path / "pets", [f"{name}/{n}.png" for name in ("cat", "dog") for n in range(3)], size=(32, 32))
-    content = bytearray((root / "cat" / "1.png").read_bytes())
-    content[600:700] = bytes(100)
-    (root / "cat" / "1.png").write_bytes(content)
+    root = make_damaged(tmp_path / "pets", "cat/1.png")
     for _ in range(2):  # the second call makes nothing, and finds it anew
         data = open_dataset(root, on_error="skip")
         assert len(data) == 6 and data.skipped == []
@@ -234,6 +234,73 @@ def test_an_image_damaged_in_the_middle_is_named_in_the_manifest(tmp_path, make)
         told = json.loads((made.folder / "manifest.json").read_text())["data"]
         assert told["images"] == 5 and len(told["skipped"]) == 1 and "cat/1.png: damaged" in told["skipped"][0]
     assert verify_folder(made.folder).good
+
+
+def make_damaged(root, *names):
+    """Pictures that look whole from outside, of which these break while they are decoded."""
+    tree(root, [f"{name}/{n}.png" for name in ("cat", "dog") for n in range(3)], size=(32, 32))
+    for name in names:
+        content = bytearray((root / name).read_bytes())
+        content[600:700] = bytes(100)
+        (root / name).write_bytes(content)
+    return root
+
+
+@pytest.mark.parametrize("make", [corrupt_folder, corrupt_cifar])
+def test_a_failure_before_anything_was_made_leaves_nothing(tmp_path, make):
+    data = open_dataset(make_damaged(tmp_path / "pets", "cat/0.png"))
+    for out in (tmp_path / "new" / "deep", tmp_path / "empty"):
+        if out.name == "empty":
+            out.mkdir()
+        with pytest.raises(ValueError, match=r"cat/0\.png"):
+            make(data, out, corruptions=["fog"])
+        assert not (tmp_path / "new").exists() and contents(tmp_path) == contents(tmp_path / "pets", tmp_path)
+        # other options are free then
+        made = make(open_dataset(data.provenance.path, on_error="skip"), out, corruptions=["fog"], seed=1)
+        assert made.made == 25 and verify_folder(out).good
+        shutil.rmtree(tmp_path / out.relative_to(tmp_path).parts[0])
+
+
+def test_a_failure_after_something_was_made_keeps_it(tmp_path):
+    root = make_damaged(tmp_path / "pets", "dog/2.png")
+    with pytest.raises(ValueError, match=r"dog/2\.png"):
+        corrupt_folder(open_dataset(root), tmp_path / "c", corruptions=["fog"], severities=[1], batch_size=2)
+    assert len(list((tmp_path / "c").rglob("*.JPEG"))) == 4 and not list((tmp_path / "c").glob(".*.tmp"))
+    with pytest.raises(ValueError, match="seed was 0, now 1"):
+        corrupt_folder(open_dataset(root), tmp_path / "c", corruptions=["fog"], severities=[1], seed=1)
+    skipping = open_dataset(root, on_error="skip")
+    made = corrupt_folder(skipping, tmp_path / "c", corruptions=["fog"], severities=[1])
+    assert (made.made, made.found) == (1, 4) and verify_folder(tmp_path / "c").good
+
+
+@pytest.mark.parametrize("left", ["nothing", "labels", "a folder", "work", "another process", "a user's file"])
+def test_what_a_killed_call_left_bare_may_be_taken_over(tmp_path, left):
+    out = tmp_path / "c"
+    MadeFolder(out, {"seed": 0}, {})
+    if left == "labels":
+        sums = Checksums(out)
+        sums.put("labels.npy", b"labels")
+        sums.flush()
+    elif left == "a folder":
+        (out / "fog" / "1").mkdir(parents=True)
+    elif left == "work":
+        (out / "fog.npy").write_bytes(b"pixels")
+    elif left == "a user's file":
+        (out / "labels.npy").write_bytes(b"mine")
+    elif left == "another process":
+        sign = temporary_of(out / "begun")
+        sign.with_name(sign.name.replace(str(os.getpid()), str(os.getppid()))).touch()
+    before = contents(out)
+    if left in ("nothing", "labels", "a folder"):
+        MadeFolder(out, {"seed": 1}, {})
+        assert contents(out).keys() == {"manifest.json"} and len(list(out.iterdir())) == 1
+        assert json.loads((out / "manifest.json").read_text())["identity"] == {"seed": 1}
+        return
+    with pytest.raises(ValueError, match="seed was 0, now 1"):
+        MadeFolder(out, {"seed": 1}, {})
+    with pytest.raises(KeyError), MadeFolder(out, {"seed": 0}, {}):
+        raise KeyError
+    assert contents(out) == before
 
 
 def test_a_torn_line_is_dropped(tmp_path):

@@ -10,15 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
-from robustness_results import COMPARISONS, make_result, make_trio
+from robustness_results import COMPARISONS, Reds, make_reds, make_result, make_trio
 from shiftnorm.evaluate.comparison import compare
 from shiftnorm.evaluate.heat_table import build_shades, contrast_ratio, find_top, pick_shade
 from shiftnorm.evaluate.html_report import render_results, write_report
 from shiftnorm.evaluate.paired_results import find_comparisons, find_cost
 from shiftnorm.evaluate.result import Estimate, Result
+from shiftnorm.evaluate.result_csv import render_csv
 from shiftnorm.evaluate.robustness import robustness
 from shiftnorm.evaluate.robustness_chart import draw_reliability, place_estimates
 from shiftnorm.evaluate.robustness_table import (
@@ -26,32 +25,15 @@ from shiftnorm.evaluate.robustness_table import (
     find_hurt_classes,
     find_mismatches,
     label_results,
-    render_csv,
     render_markdown,
 )
 
 GAPS = {1: Estimate(-6.1, -6.9, -5.3), 2: Estimate(0.3, -0.4, 1.0)}
 
 
-class Reds(nn.Module):
-    """Tells which channel is brightest, less well the more the first pixel counts."""
-
-    def __init__(self, mixed: float) -> None:
-        super().__init__()
-        self.mixed = nn.Parameter(torch.tensor(mixed))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        means = x.mean((2, 3))
-        return 8 * (means + self.mixed * x[:, :, 0, 0])
-
-
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
-    draw = torch.Generator().manual_seed(0)
-    labels = torch.arange(120) % 3
-    images = 200 * torch.rand(120, 3, 16, 16, generator=draw).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    images[torch.arange(120), labels] += 20
-    data, folder = (images.clamp(0, 255).to(torch.uint8), labels), tmp_path_factory.mktemp("runs")
+    data, folder = make_reds(120), tmp_path_factory.mktemp("runs")
     return [
         robustness(
             Reds(mixed), data, ["fog", "gaussian_noise"], [1, 5], normalize="half", out=folder / name, name=name,
@@ -243,7 +225,8 @@ def test_differences_and_costs_come_from_the_cells(measured: list[Result], tmp_p
     low, high = (f"{abs(each):.1f}" for each in found.mean_corruption_error[3:5])
     assert re.search(f"[−+]?{low} to [−+]?{high}", path.read_text(encoding="utf-8"))
     assert "were not measured alike" not in path.read_text(encoding="utf-8")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.csv", "report.html", "report.md"]
+    names = ["report.csv", "report.html", "report.md", "report.summary.csv"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
     signs = f"{cost.low:+.1f} to {cost.high:+.1f} points".replace("-", "−")
     assert signs in render_results(worse)
 

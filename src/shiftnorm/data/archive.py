@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import lzma
 import os
@@ -11,9 +12,13 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
+from shiftnorm.data.unpacked_size import compression_of, needed_at_least
+
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip")
+_ELSEWHERE = "choose another folder for it: cache=, or the environment variable XDG_CACHE_HOME"
 
 
 def default_cache() -> Path:
@@ -39,8 +44,13 @@ def unpack_archive(archive: Path, cache: Path) -> Path:
     target = cache / f"{archive.name.split('.')[0]}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     if target.is_dir():
         return target
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=cache))
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=cache))
+    except OSError as error:
+        raise type(error)(
+            f"{archive} is unpacked into {cache}, which cannot be written to ({error.strerror}); {_ELSEWHERE}"
+        ) from error
     try:
         (_unpack_zip if archive.name.lower().endswith(".zip") else _unpack_tar)(archive, partial)
         try:
@@ -54,6 +64,36 @@ def unpack_archive(archive: Path, cache: Path) -> Path:
     return target
 
 
+def _refuse_more_than_free(archive: Path, folder: Path, needed: int, *, whole: bool = True) -> None:
+    # A few kilobytes can unpack to petabytes; the disk must not find out.
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise _no_room(archive, folder, needed, free, whole=whole)
+
+
+def _no_room(archive: Path, folder: Path, needed: int, free: int, *, whole: bool) -> OSError:
+    least = "" if whole else "at least "
+    return OSError(
+        f"{archive} unpacks to {least}{_spell(needed)} and {folder.parent} has {_spell(free)} left; free some space, "
+        f"or {_ELSEWHERE}"
+    )
+
+
+def _spell(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _unpack(archive: Path, folder: Path, extract: Callable[[], object], total: Callable[[], int | None]) -> None:
+    """Extract; where the disk fills up meanwhile, as others may write on it too, say how much was needed."""
+    try:
+        extract()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        used = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        needed, free = total(), used + shutil.disk_usage(folder).free
+        raise _no_room(archive, folder, needed or used, free, whole=needed is not None) from error
+
+
 def _unpack_tar(archive: Path, folder: Path) -> None:
     if not hasattr(tarfile, "data_filter"):
         raise RuntimeError(
@@ -62,7 +102,24 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
         )
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+            plain = compression_of(archive) is None
+            # Without compression the headers are quickly read; else the compressed file says a little.
+            least = sum(member.size for member in tar.getmembers()) if plain else needed_at_least(archive)
+            _refuse_more_than_free(archive, folder, least, whole=plain)
+
+            def fitting() -> Iterator[tarfile.TarInfo]:
+                for member in tar:
+                    if member.size > shutil.disk_usage(folder).free:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    yield member
+
+            def total() -> int | None:
+                try:
+                    return sum(member.size for member in tar.getmembers())
+                except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError):
+                    return None  # damaged further on, so that nobody knows
+
+            _unpack(archive, folder, lambda: tar.extractall(folder, fitting(), filter="data"), total)
     except tarfile.FilterError as error:
         raise ValueError(f"{archive} is not safe to unpack: {error}") from error
     except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
@@ -79,14 +136,9 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
                     raise ValueError(
                         f"{archive} is not safe to unpack: {member.filename!r} leads outside it or is a link"
                     )
-            # A few kilobytes can unpack to petabytes; the disk must not find out.
-            needed, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
-            if needed > free:
-                raise OSError(
-                    f"{archive} unpacks to {needed / 2**30:.1f} GiB and {folder.parent} has "
-                    f"{free / 2**30:.1f} GiB left; free some space, or pass another cache"
-                )
-            file.extractall(folder)
+            needed = sum(member.file_size for member in members)
+            _refuse_more_than_free(archive, folder, needed)
+            _unpack(archive, folder, lambda: file.extractall(folder), lambda: needed)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         # zipfile raises RuntimeError for an encrypted member, NotImplementedError for a compression it does not know.
         raise ValueError(f"{archive} is damaged, encrypted or not a zip archive: {error}") from error

@@ -13,7 +13,8 @@ from shiftnorm.data.dataset import Dataset
 from shiftnorm.data.decode import UnreadableImage, inspect_image
 from shiftnorm.data.imagenet import WNID, Wnids
 from shiftnorm.data.labelled_files import list_folder
-from shiftnorm.data.materialise import digest_images, made_names
+from shiftnorm.data.made_names import made_names
+from shiftnorm.data.materialise import digest_images
 
 # The side of an image, and how many classes a set by that name may have.
 _PUBLISHED_AS: Final = {"cifar10-c": (32, 10), "cifar100-c": (32, 100), "imagenet-c": (224, 1000)}

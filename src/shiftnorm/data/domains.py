@@ -130,7 +130,7 @@ def _read(
             notes.append(f"{each}: its folder {part_folder}")
     # Labels count the classes of all domains, so that they mean the same whichever domains are read.
     classes = sorted(set().union(*by_domain.values()))
-    refuse_duplicates(classes, str(root))
+    refuse_duplicates((c, found[each]) for each, members in by_domain.items() for c in members)
     labels = {each: label for label, each in enumerate(classes)}
     files: list[LabelledFile] = []
     lists: list[Path] = []

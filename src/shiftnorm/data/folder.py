@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,36 +13,22 @@ from torch import Tensor
 from shiftnorm.data.archive import SUFFIXES, default_cache, unpack_archive
 from shiftnorm.data.decode import UnreadableImage, decode_image, fit_image, image_tensor, import_pillow
 from shiftnorm.data.image_set import ImageSet
+from shiftnorm.data.labelled_files import files_below, list_folder, refuse_duplicates
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation")
 DEFAULT_SIZE = 32
 MEMORY_LIMIT = 4 * 2**30
-# Left behind by desktops; no user put them there.
-DEBRIS = ("thumbs.db", "desktop.ini", "__macosx")
-
-
-def _visible(entries: Iterable[Path]) -> list[Path]:
-    return sorted(entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in DEBRIS)
+_WHO = "load_folder"
 
 
 def _list(folder: Path) -> list[Path]:
-    try:
-        return _visible(folder.iterdir())
-    except PermissionError as error:
-        raise PermissionError(f"load_folder: no permission to read the folder {folder}; change its mode") from error
-
-
-def _files(folder: Path) -> list[Path]:
-    files: list[Path] = []
-    for entry in _list(folder):
-        files += _files(entry) if entry.is_dir() and not entry.is_symlink() else [entry]
-    return files
+    return list_folder(folder, _WHO)
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
     entries = _list(folder)
-    classes = {entry.name: _files(entry) for entry in entries if entry.is_dir()}
+    classes = {entry.name: files_below(entry, _WHO) for entry in entries if entry.is_dir()}
     if not classes:
         found = f"it holds {len(entries)} files and no folders" if entries else "it is empty"
         raise ValueError(
@@ -56,6 +41,7 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
             f"load_folder: a classifier needs at least two classes, {folder} holds only the folder {only!r}; "
             f"if the classes lie below it, pass {folder / only}"
         )
+    refuse_duplicates(((name, folder) for name in classes), _WHO)
     below = [{entry.name for entry in _list(folder / name) if entry.is_dir()} for name in classes]
     # Classes do not hold the same folders; domains do: they hold the classes.
     if len(shared := sorted(set.intersection(*below))) > 1:
@@ -82,6 +68,7 @@ def _parts(root: Path) -> list[dict[str, list[Path]]]:
     if train is None or test is None or others:
         return [_classes(root)]
     parts = [_classes(train), _classes(test)]
+    refuse_duplicates(((name, part) for part, found in zip((train, test), parts, strict=True) for name in found), _WHO)
     if difference := sorted(parts[0].keys() ^ parts[1].keys()):
         raise ValueError(
             f"load_folder: {train} and {test} must hold the same classes; only one of them has {', '.join(difference)}"
@@ -201,8 +188,9 @@ def load_folder(
         FileNotFoundError: there is nothing at ``path``.
         NotADirectoryError: ``path`` is a file but no archive.
         PermissionError: a folder may not be read.
-        ValueError: fewer than two classes, a class without images or with one only, a file that is no image (with
-            ``on_error="raise"``), an unsafe or damaged archive, or an argument out of range.
+        ValueError: fewer than two classes, two that differ only in spelling, a class without images or with one only, a
+            file that is no image (with ``on_error="raise"``), an unsafe or damaged archive, or an argument out of
+            range.
         ImportError: Pillow is not installed.
     """
     root = Path(path)

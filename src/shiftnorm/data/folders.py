@@ -68,7 +68,7 @@ def picture_folder(
     skipped: list[Skipped] = []
     by_part = [class_files(part, reading, skipped) for part in parts]
     classes = sorted(set().union(*by_part))
-    refuse_duplicates(classes, str(root))
+    refuse_duplicates((each, part) for part, found in zip(parts, by_part, strict=True) for each in found)
     labels = {each: label for label, each in enumerate(classes)}
     files = [LabelledFile(path, labels[each]) for part in by_part for each in classes for path in part.get(each, [])]
     return dataset_of_files(name, root, files, classes, reading, skipped=skipped, notes=notes)

@@ -73,7 +73,7 @@ class Reading:
         return replace(self, preprocess=preprocess) if self.preprocess == "auto" else self
 
 
-def list_folder(folder: Path) -> list[Path]:
+def list_folder(folder: Path, who: str = "open_dataset") -> list[Path]:
     """Return a folder's visible entries, sorted.
 
     Raises:
@@ -82,7 +82,7 @@ def list_folder(folder: Path) -> list[Path]:
     try:
         entries = list(folder.iterdir())
     except PermissionError as error:
-        raise PermissionError(f"open_dataset: no permission to read the folder {folder}; change its mode") from error
+        raise PermissionError(f"{who}: no permission to read the folder {folder}; change its mode") from error
     return sorted(entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in DEBRIS)
 
 
@@ -99,28 +99,39 @@ def peek(folder: Path) -> list[Path]:
         return []
 
 
-def files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path, who: str = "open_dataset") -> list[Path]:
     """Return the visible files in a folder and the folders inside it, sorted."""
     files: list[Path] = []
-    for entry in list_folder(folder):
-        files += files_below(entry) if entry.is_dir() and not entry.is_symlink() else [entry]
+    for entry in list_folder(folder, who):
+        files += files_below(entry, who) if entry.is_dir() and not entry.is_symlink() else [entry]
     return files
 
 
-def refuse_duplicates(names: Iterable[str], where: str) -> None:
-    """Raise if names differ only in case or in how accents are encoded, as two spellings of one class do.
+def class_key(name: str) -> str:
+    """Return what two spellings of one class have in common: not case, how accents are encoded, nor spaces around."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
+
+
+def refuse_duplicates(named: Iterable[tuple[str, Path]], who: str = "open_dataset") -> None:
+    """Raise if names differ only in case, encoding or spaces around, as two spellings of one class do.
+
+    Args:
+        named: names of classes, each with the folder that has it; a class may lie in several folders.
+        who: what the error begins with.
 
     Raises:
         ValueError: naming the two.
     """
-    seen: dict[str, str] = {}
-    for name in names:
-        key = unicodedata.normalize("NFC", name).casefold().strip()
-        if seen.setdefault(key, name) != name:
-            raise ValueError(
-                f"open_dataset: the class folders {seen[key]!r} and {name!r} of {where} differ only in spelling; "
-                "merge or rename them"
-            )
+    seen: dict[str, tuple[str, Path]] = {}
+    for name, where in named:
+        before, place = seen.setdefault(class_key(name), (name, where))
+        if before == name:
+            continue
+        if place == where:
+            said = f"{before!r} and {name!r} of {where} differ only in spelling; merge or rename them"
+        else:
+            said = f"{before!r} of {place} and {name!r} of {where} differ only in spelling; give both one name"
+        raise ValueError(f"{who}: the class folders {said}")
 
 
 def class_files(folder: Path, reading: Reading, skipped: list[Skipped]) -> dict[str, list[Path]]:
@@ -152,7 +163,7 @@ def class_files(folder: Path, reading: Reading, skipped: list[Skipped]) -> dict[
             f"open_dataset: no class folders in {folder}; put the images into one folder per class, "
             f"{folder.name}/CLASS/FILE"
         )
-    refuse_duplicates(found, str(folder))
+    refuse_duplicates((name, folder) for name in found)
     return found
 
 

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import io
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,19 +15,21 @@ import numpy as np
 from torch import Tensor
 
 from shiftnorm.data import corruptions as module
+from shiftnorm.data.checksums import Checksums, digest_of
+from shiftnorm.data.contents import contents_of
 from shiftnorm.data.corruptions import SEVERITIES, STORAGES, choose_corruptions, corrupt
 from shiftnorm.data.corruptions.constants import CONSTANT_SETS, JPEG_STORED
 from shiftnorm.data.corruptions.frost import PHOTOS, frost_from_photos
 from shiftnorm.data.dataset import Batch, Dataset
 from shiftnorm.data.decode import import_pillow
-from shiftnorm.data.made_folder import Checksums, MadeFolder, digest_of
+from shiftnorm.data.made_folder import CONTENTS, LABELS, MadeFolder
+from shiftnorm.data.made_names import made_names
 from shiftnorm.data.pixels import FilePixels
 
 __all__ = ["Made", "corrupt_cifar", "corrupt_folder"]
 
 OnProgress = Callable[[int, int, str], object]
 QUALITY = 85
-JPEG_ENDINGS = (".jpg", ".jpeg")
 
 
 class Made(NamedTuple):
@@ -109,6 +111,7 @@ class _Plan:
             "seed": self.seed,
             "frost photos": photos,
             "images": digest_images(dataset),
+            CONTENTS: contents_of(dataset),
             "preprocessing": list(dataset.provenance.notes),
             "corruption code": _digest_code(),
         }
@@ -216,9 +219,16 @@ def corrupt_cifar(
     Raises:
         ValueError: for unknown names, images that are too many to hold, or a folder of other settings.
         FileExistsError: if the folder has files that were not made here.
+        OSError: if the folder cannot be written to, or its disk has no room for the files.
     """
     plan = _Plan.checked(corruptions, SEVERITIES, constants, frost_dir, storage, seed)
-    folder = _claim(dataset, out, plan, "cifar-c")
+    with _claim(dataset, out, plan, "cifar-c") as folder:
+        return _fill_arrays(dataset, folder, plan, workers, on_progress)
+
+
+def _fill_arrays(
+    dataset: Dataset, folder: MadeFolder, plan: _Plan, workers: int, on_progress: OnProgress | None
+) -> Made:
     held = dataset.in_memory(workers=workers)
     sums = Checksums(folder.path)
     each = len(held) * len(SEVERITIES)
@@ -245,11 +255,11 @@ def corrupt_cifar(
                 tell(f"{name}, severity {severity}", start + len(corrupted))
         rows.flush()
 
-    if not sums.has("labels.npy"):
-        sums.put("labels.npy", write_labels)
+    _check_room(folder.path, len(todo) * len(SEVERITIES) * held.images().numel())
+    if not sums.has(LABELS):
+        sums.put(LABELS, write_labels)
         sums.flush()
     tell("")
-    _check_room(folder.path, len(todo) * len(SEVERITIES) * held.images().numel())
     for name in todo:
         sums.put(f"{name}.npy", lambda path, name=name: write_cells(path, name))
         sums.flush()
@@ -309,10 +319,22 @@ def corrupt_folder(
     Raises:
         ValueError: for unknown names or severities, or a folder of other settings.
         FileExistsError: if the folder has files that were not made here.
+        OSError: if the folder cannot be written to.
     """
     plan = _Plan.checked(corruptions, severities, constants, frost_dir, storage, seed)
     import_pillow()
-    folder = _claim(dataset, out, plan, "imagenet-c")
+    with _claim(dataset, out, plan, "imagenet-c") as folder:
+        return _fill_folders(dataset, folder, plan, batch_size, workers, on_progress)
+
+
+def _fill_folders(
+    dataset: Dataset,
+    folder: MadeFolder,
+    plan: _Plan,
+    batch_size: int,
+    workers: int,
+    on_progress: OnProgress | None,
+) -> Made:
     names = made_names(dataset, as_jpeg=plan.as_jpeg)
     cells = {
         (name, severity): Checksums(folder.path / name / str(severity))
@@ -363,36 +385,3 @@ def _encoded(image: Tensor, as_jpeg: bool) -> bytes:
     else:
         picture.save(file, "PNG")
     return file.getvalue()
-
-
-def _safe(name: str) -> str:
-    """The name without what would end a line of the checksums or lead into another folder."""
-    cleaned = "".join("_" if character in "/\\\r\n\0" else character for character in name)
-    return cleaned if cleaned.strip(".") else f"_{cleaned}"
-
-
-def made_names(dataset: Dataset, *, as_jpeg: bool) -> list[str]:
-    """For every image its file, relative to CORRUPTION/SEVERITY; one that two images would have gets the number too."""
-    ending = ".JPEG" if as_jpeg else ".png"
-    classes = [_safe(each) for each in dataset.classes]
-    if len({each.casefold() for each in classes}) < len(classes):
-        raise ValueError("corrupt: two class names differ only in case or in signs that no file name can have.")
-    folders = classes
-    labels: Sequence[int] = dataset.labels.tolist()
-    if dataset.domains is not None and dataset.domain_labels is not None:
-        folders = [f"{_safe(domain)}/{each}" for domain in dataset.domains for each in classes]
-        labels = (dataset.domain_labels * len(classes) + dataset.labels).tolist()
-    paths = dataset.files()
-    names: list[str] = []
-    taken: set[str] = set()
-    for place, (label, number) in enumerate(zip(labels, dataset.numbers.tolist(), strict=True)):
-        file = Path(paths[place]) if paths else Path(f"{number:08d}")
-        keeps = file.suffix.lower() in (JPEG_ENDINGS if ending == ".JPEG" else (ending,))
-        stem, suffix = _safe(file.stem), file.suffix if keeps else ending
-        name = f"{folders[label]}/{stem}{suffix}"
-        while name.casefold() in taken:
-            stem = f"{stem}-{number:08d}"
-            name = f"{folders[label]}/{stem}{suffix}"
-        taken.add(name.casefold())
-        names.append(name)
-    return names

@@ -26,6 +26,7 @@ from shiftnorm.evaluate.paired import compare_images, compare_seeds, mcnemar
 from shiftnorm.evaluate.record import Record, read_record, write_record
 from shiftnorm.evaluate.result import Result
 from shiftnorm.evaluate.robustness import robustness
+from shiftnorm.evaluate.seed_groups import compare_groups, group_results
 from shiftnorm.evaluate.sequence_stability import measure_stability
 from shiftnorm.evaluate.stability import mean_flip_probability, mean_flip_rate, mean_top5_distance
 from shiftnorm.evaluate.stability_result import StabilityResult
@@ -48,6 +49,7 @@ __all__ = [
     "bootstrap",
     "brier_score",
     "compare",
+    "compare_groups",
     "compare_images",
     "compare_paired",
     "compare_seeds",
@@ -56,6 +58,7 @@ __all__ = [
     "expected_calibration_error",
     "fgsm",
     "find_baseline",
+    "group_results",
     "mad_calibration_error",
     "mce",
     "mcnemar",

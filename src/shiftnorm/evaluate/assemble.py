@@ -16,6 +16,7 @@ from shiftnorm.evaluate.calibration import expected_calibration_error, reliabili
 from shiftnorm.evaluate.cells import CLEAN, Cells, stack
 from shiftnorm.evaluate.classification import per_class_error
 from shiftnorm.evaluate.corruption_error import cell_weights, mean_class_errors
+from shiftnorm.evaluate.fingerprint import other_contents
 from shiftnorm.evaluate.outcome import CellOutcome
 from shiftnorm.evaluate.progress import plural
 from shiftnorm.evaluate.result import Calibration, CellResult, Estimate, Result
@@ -209,6 +210,8 @@ def _other_images(given: Result, images: int | None, fingerprint: Mapping[str, A
         for key, text in told.items()
         if fingerprint is not None and given.fingerprint.get(key) != fingerprint.get(key)
     ]
+    if fingerprint is not None and not reasons and other_contents(given.fingerprint, fingerprint):
+        reasons.append("it was measured on files of the same names with other contents")
     if images is not None and given.images != images and not reasons:
         reasons.append(f"it was measured on {given.images:,} of the images, these are {images:,}")
     return reasons

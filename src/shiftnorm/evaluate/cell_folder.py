@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from shiftnorm.evaluate.cells import CLEAN, common_images
+from shiftnorm.evaluate.fingerprint import CONTENTS
 from shiftnorm.evaluate.outcome import CellOutcome, read_metadata
 from shiftnorm.evaluate.record import read_json, write_json
 from shiftnorm.evaluate.result import RESULT_FILE
-from shiftnorm.result_folder import EVALUATION, check_owner, list_changes
+from shiftnorm.result_folder import EVALUATION, check_owner, check_writable, list_changes
 
 __all__ = ["CellFolder", "read_cells"]
 
@@ -20,6 +21,7 @@ _IDENTITY: Final = "identity.json"
 _STALE_SECONDS: Final = 3600.0
 _WORDS: Final = {
     "model": "model is another one, or has other weights",
+    CONTENTS: "images have other contents in files of the same names and sizes",
     "corruption code": "corruptions are those of another version",
     "frost photographs": "frost photographs are others",
 }
@@ -49,8 +51,8 @@ class CellFolder:
         identity: what decides the cells' numbers, as plain data.
         images: how many there are, for the error.
 
-    Raises: ValueError if the folder belongs to another identity, or holds results that are not from here.
-        NotADirectoryError if a file is in its place.
+    Raises: ValueError if the folder belongs to another identity, or holds results that are not from here. OSError, or
+        one of its kinds, if it cannot be written to.
     """
 
     def __init__(self, path: str | Path, identity: Mapping[str, Any], *, images: int | None = None) -> None:
@@ -59,8 +61,7 @@ class CellFolder:
         self.remarks: list[str] = []
         # What opening adds, the innermost first, for `abandon`.
         self._added: list[Path] = []
-        if self.path.exists() and not self.path.is_dir():
-            raise NotADirectoryError(f"robustness: out must be a folder, {self.path} is a file.")
+        check_writable(self.path, "robustness")
         check_owner(self.path, EVALUATION, "robustness")
         file = self.path / _IDENTITY
         if file.is_file():
@@ -80,6 +81,9 @@ class CellFolder:
         before = content.get("identity")
         if content.get("format") != _FORMAT or not isinstance(before, dict):
             raise ValueError(f"robustness: {self.path / _IDENTITY} is not from an evaluation. Choose another folder.")
+        if CONTENTS not in before:
+            # Of an earlier version, which did not look into the files: it goes on as it began.
+            self.identity.pop(CONTENTS, None)
         words = _WORDS
         if before.get("data") != self.identity.get("data"):
             words = {**_WORDS, "data": self._describe_data(images)}

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, final
 from shiftnorm.evaluate.cell_folder import read_cells
 from shiftnorm.evaluate.cells import CLEAN, Cells, stack
 from shiftnorm.evaluate.corruption_error import cell_weights
+from shiftnorm.evaluate.fingerprint import other_contents
 from shiftnorm.evaluate.paired import adjust_holm, compare_images
 from shiftnorm.evaluate.progress import plural
 from shiftnorm.evaluate.result import Result
@@ -133,6 +134,8 @@ def compare(first: Result, second: Result, *, resamples: int = 2000) -> Comparis
     """
     different = [key for key in _ALIKE if first.settings.get(key) != second.settings.get(key)]
     different += [key for key in _ALIKE_FILES if first.fingerprint.get(key) != second.fingerprint.get(key)]
+    if other_contents(first.fingerprint, second.fingerprint):
+        different.append("contents of the images' files")
     if different:
         raise ValueError(
             f"compare: {first.name!r} and {second.name!r} were measured with another {', '.join(different)}, so they "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shiftnorm.data.contents import digest_contents
 from shiftnorm.data.corrupted_set import CorruptedSet
 from shiftnorm.data.dataset import Dataset
 from shiftnorm.evaluate.cells import CLEAN, Cells, common_images
@@ -27,7 +29,23 @@ def files_of(files: CorruptedSet | None, key: tuple[str, int]) -> dict[str, str]
         files: where the images are from, or None.
         key: corruption and severity, or `CLEAN`.
     """
-    return {} if files is None or key == CLEAN else {"files": files.checksum(*key)}
+    if files is None or key == CLEAN:
+        return {}
+    checksum = files.checksum(*key)
+    if not _by_names(checksum):
+        return {"files": checksum}
+    pictures = files.cell(*key).files() or []
+    return {"files": checksum, "stamp": _stamp(pictures), "contents": digest_contents(pictures)}
+
+
+def _by_names(checksum: str) -> bool:
+    return not checksum.startswith("sha256:")
+
+
+def _stamp(files: Sequence[str]) -> str:
+    """A digest of the files' times of change, which are quick to get."""
+    times = [os.stat(file).st_mtime_ns if os.path.exists(file) else None for file in files]
+    return hashlib.sha256(json.dumps(times).encode()).hexdigest()
 
 
 def check_files(files: CorruptedSet | None, key: tuple[str, int], metadata: Mapping[str, Any]) -> None:
@@ -47,11 +65,22 @@ def check_files(files: CorruptedSet | None, key: tuple[str, int], metadata: Mapp
     Raises:
         ValueError: if they are others.
     """
-    before, now = metadata.get("files"), files_of(files, key).get("files")
+    before = metadata.get("files")
+    now = None if files is None or key == CLEAN else files.checksum(*key)
     if before != now:
         raise ValueError(
             f"robustness: the folder has {key[0]} {key[1]} of other files (checksum {before}, now {now}). Choose "
             "another folder for out, or get the files back to go on with it."
+        )
+    # Cells of an earlier version have names and sizes alone.
+    if files is None or now is None or "contents" not in metadata:
+        return
+    pictures = files.cell(*key).files() or []
+    # A copy of a folder has other times; what is in its files decides then.
+    if metadata.get("stamp") != _stamp(pictures) and metadata["contents"] != digest_contents(pictures):
+        raise ValueError(
+            f"robustness: the folder has {key[0]} {key[1]} of files with the same names and sizes, but other contents. "
+            "Choose another folder for out, or get the files back to go on with it."
         )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,19 @@ from shiftnorm.data import corruptions
 from shiftnorm.data.dataset import Dataset
 from shiftnorm.evaluate.progress import plural
 
-__all__ = ["batch_remarks", "digest_corruptions", "digest_data", "digest_files", "digest_model", "norms_using_batch"]
+__all__ = [
+    "CONTENTS",
+    "batch_remarks",
+    "digest_corruptions",
+    "digest_data",
+    "digest_files",
+    "digest_model",
+    "norms_using_batch",
+    "other_contents",
+]
+
+# What an identity has beside the digest of the data, where that takes files by their names and sizes.
+CONTENTS: Final = "contents"
 
 _BATCH = 1024
 
@@ -74,6 +87,20 @@ def digest_data(data: Dataset) -> str:
         for start in range(0, len(data), _BATCH):
             sha.update(_bytes(data.images(slice(start, start + _BATCH))))
     return sha.hexdigest()
+
+
+def other_contents(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two fingerprints are of files that are alike in names and sizes, and not in contents.
+
+    Example:
+        >>> other_contents({"contents": "0f"}, {"contents": "f0"}), other_contents({"contents": "0f"}, {})
+        (True, False)
+
+    Args:
+        first: of one result; one of an earlier version may not have the contents.
+        second: of another.
+    """
+    return CONTENTS in first and CONTENTS in second and first[CONTENTS] != second[CONTENTS]
 
 
 def digest_corruptions() -> str:

@@ -12,11 +12,14 @@ from typing import Any, Final, NamedTuple
 
 from shiftnorm.evaluate.chart import Line, draw_lines, stroke
 from shiftnorm.evaluate.comparison import Comparison, Difference
+from shiftnorm.evaluate.group_table import describe_groups, list_group_notes, render_groups
 from shiftnorm.evaluate.heat_table import LEVELS, find_top, pick_shade, write_rules
 from shiftnorm.evaluate.paired_results import find_comparisons, find_cost
 from shiftnorm.evaluate.record import write_text
 from shiftnorm.evaluate.report import encode_png
 from shiftnorm.evaluate.result import CellResult, Estimate, Result
+from shiftnorm.evaluate.result_csv import render_csv, render_summary
+from shiftnorm.evaluate.result_facts import collect_facts, say
 from shiftnorm.evaluate.result_text import name_mce
 from shiftnorm.evaluate.robustness_chart import Axis, draw_reliability, place_estimates, shorten
 from shiftnorm.evaluate.robustness_table import (
@@ -27,33 +30,16 @@ from shiftnorm.evaluate.robustness_table import (
     format_estimate,
     label_results,
     make_visible,
-    render_csv,
     render_markdown,
 )
-from shiftnorm.evaluate.table import format_signed
+from shiftnorm.evaluate.seed_groups import GroupRow
+from shiftnorm.evaluate.table import format_signed, format_summary
 
-__all__ = ["render_results", "write_report"]
+__all__ = ["REPORT_ENDINGS", "render_results", "write_report"]
 
 TEMPLATE: Final = "robustness.html.j2"
-# Names of the facts of a measurement, in the order of the table; others follow under their own names.
-_FACTS: Final = {
-    "command": "Command",
-    "seed": "Seed of the corruptions",
-    "constants": "Constants",
-    "storage": "Storage",
-    "frost": "Frost",
-    "normalize": "Normalization",
-}
-_SHOWN_ELSEWHERE: Final = (
-    "images",
-    "classes",
-    "path",
-    "corruptions",
-    "severities",
-    "skipped_files",
-    "corrupted checksums",
-)
-_LONGEST: Final = 12  # values of a list
+# Of the files that one report is.
+REPORT_ENDINGS: Final = (".html", ".md", ".csv", ".summary.csv")
 _SMALL: Final = 64  # pictures up to this side are shown pixel by pixel
 
 
@@ -83,8 +69,9 @@ def write_report(
     *,
     title: str | None = None,
     comparisons: Mapping[int, Comparison] | None = None,
+    groups: Sequence[GroupRow] = (),
 ) -> Path:
-    """Write the report as HTML, and its numbers as Markdown and CSV beside it.
+    """Write the report as HTML, and its numbers as Markdown and CSV beside it: every cell, and what sums them up.
 
     Example:
         >>> import tempfile
@@ -93,14 +80,16 @@ def write_report(
         >>> result = Result("net", 100, clean, [], None)
         >>> path = write_report(result, Path(tempfile.mkdtemp()) / "report.html")
         >>> sorted(file.name for file in path.parent.iterdir())
-        ['report.csv', 'report.html', 'report.md']
+        ['report.csv', 'report.html', 'report.md', 'report.summary.csv']
 
     Args:
         results: of one network, or of several; the first is what the others are compared to.
-        path: the HTML file, its name ending in ".html"; the others have the same name and end in ".md" and ".csv".
+        path: the HTML file, its name ending in ".html"; the others have the same name and end in ".md", ".csv" and
+            ".summary.csv" (`REPORT_ENDINGS`).
         title: of the page.
         comparisons: by place in `results`, that network compared to the first (`compare(result, results[0])`);
             default: worked out for results that still have their cells in their folder.
+        groups: networks over their training seeds (`compare_groups`), if `results` are several seeds of each.
 
     Returns:
         The path of the HTML file.
@@ -115,15 +104,21 @@ def write_report(
         raise ValueError(f"write_report: expected a path that ends in .html, got {path}.")
     title = title or _choose_title(results)
     comparisons = find_comparisons(results) if comparisons is None else comparisons
-    page = render_results(results, title=title, comparisons=comparisons)
+    page = render_results(results, title=title, comparisons=comparisons, groups=groups)
     write_text(path.with_suffix(".csv"), render_csv(results))
-    write_text(path.with_suffix(".md"), render_markdown(results, _estimate(comparisons), title))
+    write_text(path.with_suffix(".summary.csv"), render_summary(results, comparisons, groups))
+    told = {"findings": describe_groups(groups), "section": render_groups(groups)} if groups else {}
+    write_text(path.with_suffix(".md"), render_markdown(results, _estimate(comparisons), title, **told))
     write_text(path, page)
     return path
 
 
 def render_results(
-    results: Result | Sequence[Result], *, title: str | None = None, comparisons: Mapping[int, Comparison] | None = None
+    results: Result | Sequence[Result],
+    *,
+    title: str | None = None,
+    comparisons: Mapping[int, Comparison] | None = None,
+    groups: Sequence[GroupRow] = (),
 ) -> str:
     """The page of `write_report` as text.
 
@@ -138,6 +133,7 @@ def render_results(
         results: of one network, or of several.
         title: of the page.
         comparisons: as for `write_report`.
+        groups: as for `write_report`.
 
     Returns:
         HTML without any reference to another file.
@@ -160,7 +156,7 @@ def render_results(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=show
     )
-    environment.filters |= {"signed": format_signed, "estimate": format_estimate, "said": _say}
+    environment.filters |= {"signed": format_signed, "estimate": format_estimate, "said": say, "pm": format_summary}
     source = files("shiftnorm.evaluate").joinpath(TEMPLATE).read_text(encoding="utf-8")
     labels = label_results(results)
     values = [cell.error.value for result in results for cell in (result.clean, *result.cells)]
@@ -185,7 +181,9 @@ def render_results(
         mismatches=_list_mismatches(results, labels),
         warnings=_gather([result.warnings for result in results], labels),
         notes=_gather([result.notes for result in results], labels),
-        findings=describe_results(results, differences),
+        groups=groups,
+        group_notes=list_group_notes(groups) if groups else [],
+        findings=describe_groups(groups) if groups else describe_results(results, differences),
         rules=(write_rules(), write_rules(dark=True)),
         top=top,
         levels=LEVELS,
@@ -195,7 +193,7 @@ def render_results(
         curve=_draw_curve(results, labels),
         panels=_draw_panels(results, labels),
         pictures=_collect_pictures(results),
-        facts=_collect_facts(results),
+        facts=collect_facts(results),
     )
 
 
@@ -210,10 +208,6 @@ def _choose_title(results: Sequence[Result]) -> str:
     if len(results) > 1:
         return "Which network holds up when the images change?"
     return f"What shift costs {make_visible(results[0].name)}"
-
-
-def _say(name: str) -> str:
-    return make_visible(name).replace("_", " ")
 
 
 def _list_mismatches(results: Sequence[Result], labels: Sequence[str]) -> list[str]:
@@ -327,7 +321,7 @@ def _draw_panels(results: Sequence[Result], labels: Sequence[str]) -> list[tuple
             for place, result, label in drawn
             if name in result.errors
         ]
-        title, marks = _say(name), ["0", *map(str, severities)]
+        title, marks = say(name), ["0", *map(str, severities)]
         svg = draw_lines(
             lines, marks, title=f"Error by severity under {title}", width=230, height=160, top=top, named=False
         )
@@ -349,45 +343,3 @@ def _collect_pictures(results: Sequence[Result]) -> dict[str, Any]:
         "clean": encoded.get(("clean", 0)),
         "pixelated": bool(examples) and max(examples[0].image.shape[-2:]) <= _SMALL,
     }
-
-
-def _collect_facts(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
-    """How it was measured: name and values, one value where all networks share it."""
-    columns: list[dict[str, Any]] = []
-    for result in results:
-        facts: dict[str, Any] = {"command": result.command}
-        facts |= {f"data {key}": value for key, value in result.data.items() if key not in _SHOWN_ELSEWHERE}
-        facts |= {key: value for key, value in result.settings.items() if key not in _SHOWN_ELSEWHERE}
-        facts |= {
-            "versions": ", ".join(f"{name} {version}" for name, version in result.versions.items()),
-            "machine": ", ".join(f"{_say(name)} {value}" for name, value in result.machine.items()),
-            "baseline": result.baseline and ", ".join(result.baseline.values()),
-            "seconds": None if (seconds := result.cost.get("seconds")) is None else f"{seconds:,.0f}",
-            "finished": result.finished and f"{result.finished[:16].replace('T', ' ')} UTC",
-        }
-        digests = {key: result.fingerprint.get(key) for key in ("model", "data", "corrupted files", "corruption code")}
-        facts["fingerprints"] = ", ".join(f"{key} {value[:12]}" for key, value in digests.items() if value)
-        columns.append(facts)
-    keys = dict.fromkeys([*_FACTS, *(key for facts in columns for key in facts)])
-    rows: list[tuple[str, list[str]]] = []
-    for key in keys:
-        values = [_format_fact(facts.get(key)) for facts in columns]
-        if any(values):
-            name = _FACTS.get(key, _say(key).capitalize())
-            rows.append((name, values[:1] if len(set(values)) == 1 else values))
-    return rows
-
-
-def _format_fact(value: Any) -> str:
-    if value is None or value == "" or value == []:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list | tuple):
-        rest = f", and {len(value) - _LONGEST} more" if len(value) > _LONGEST else ""
-        return ", ".join(_format_fact(part) for part in value[:_LONGEST]) + rest
-    if isinstance(value, Mapping):
-        return ", ".join(f"{_say(str(key))} {_format_fact(part)}" for key, part in value.items())
-    return str(value)

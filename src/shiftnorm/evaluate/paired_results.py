@@ -41,7 +41,7 @@ def find_comparisons(results: Sequence[Result], *, resamples: int = 1000) -> dic
     return {
         place: compare(result, first, resamples=resamples)
         for place, result in enumerate(results)
-        if place and not find_mismatches(first, result) and _has_cells(first) and _has_cells(result)
+        if place and not find_mismatches(first, result) and has_cells(first) and has_cells(result)
     }
 
 
@@ -71,7 +71,7 @@ def find_cost(result: Result, *, resamples: int = 1000) -> Estimate | None:
     if result.mean_corruption_error is None:
         return None
     cost = result.mean_corruption_error.value - result.clean.error.value
-    if result.folder is None or not _has_cells(result):
+    if result.folder is None or not has_cells(result):
         return Estimate(cost)
     keys = [CLEAN, *((cell.corruption, cell.severity) for cell in result.cells)]
     cells = read_cells(result.folder, keys)
@@ -84,7 +84,7 @@ def find_cost(result: Result, *, resamples: int = 1000) -> Estimate | None:
     return Estimate(cost, interval.low, interval.high)
 
 
-def _has_cells(result: Result) -> bool:
+def has_cells(result: Result) -> bool:
     """Whether every cell that the result is of is still in its folder."""
     if result.folder is None:
         return False

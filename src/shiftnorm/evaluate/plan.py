@@ -10,12 +10,13 @@ from typing import Any, Final, final
 import torch
 from torch import nn
 
+from shiftnorm.data.contents import contents_of
 from shiftnorm.data.corrupted_set import CorruptedSet
 from shiftnorm.data.corruptions import SEVERITIES, choose_corruptions
 from shiftnorm.data.dataset import Dataset
 from shiftnorm.evaluate.cells import CLEAN
 from shiftnorm.evaluate.corrupted_pixels import make_pixels, read_pixels
-from shiftnorm.evaluate.fingerprint import batch_remarks, digest_data, digest_model, norms_using_batch
+from shiftnorm.evaluate.fingerprint import CONTENTS, batch_remarks, digest_data, digest_model, norms_using_batch
 from shiftnorm.evaluate.forward_pass import choose_amp, describe_pass
 from shiftnorm.evaluate.normalization import Normalization, Normalize, choose_normalization
 from shiftnorm.surgery import source_of
@@ -157,9 +158,11 @@ def make_plan(
         "bootstrap": bootstrap,
         "size": [height, width],
     }
+    contents = contents_of(data)
     identity = {
         "model": digest_model(model),
         "data": digest_data(data),
+        **({} if contents is None else {CONTENTS: contents}),
         **pixels.identity,
         **{key: settings[key] for key in ("seed", "mean", "std", "bytes", "amp")},
     }

@@ -118,6 +118,7 @@ def robustness(
             model whose outputs are not the classes of the data, or corruptions that are not in the files.
         TypeError: for data or a model's output of an unknown kind.
         KeyError: for an unknown baseline.
+        OSError: if ``out`` cannot be written to.
         RuntimeError: on the other ranks if one fails.
 
     Cost:

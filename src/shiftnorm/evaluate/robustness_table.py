@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+from shiftnorm.evaluate.fingerprint import other_contents
 from shiftnorm.evaluate.result import Estimate, Result
 from shiftnorm.evaluate.result_text import name_mce
 from shiftnorm.evaluate.table import format_signed
@@ -20,14 +19,11 @@ __all__ = [
     "format_estimate",
     "label_results",
     "make_visible",
-    "render_csv",
     "render_markdown",
 ]
 
 # What decides which images a network was shown; how it was fed (normalization, batches, precision) is its own affair.
 _DECISIVE: Final = ("seed", "constants", "storage", "frost", "preprocess")
-# Beginnings that make a spreadsheet take a cell for a formula.
-_FORMULA: Final = ("=", "+", "-", "@")
 
 
 class HurtClass(NamedTuple):
@@ -130,7 +126,7 @@ def find_mismatches(first: Result, second: Result) -> list[str]:
     )
     if first.images != second.images:
         found.append(f"{first.images:,} and {second.images:,} images")
-    elif data[0] != data[1]:
+    elif data[0] != data[1] or other_contents(first.fingerprint, second.fingerprint):
         found.append("different images")
     if photographs[0] != photographs[1]:
         found.append("different photographs of frost")
@@ -244,42 +240,14 @@ def describe_results(results: Sequence[Result], differences: Mapping[int, Estima
     return sentences
 
 
-def render_csv(results: Sequence[Result]) -> str:
-    """Every cell of every result as one line, for other programs.
-
-    A name that a spreadsheet would take for a formula is given an apostrophe in front.
-
-    Example:
-        >>> from shiftnorm.evaluate.result import CellResult
-        >>> clean = CellResult("clean", 0, Estimate(5.0, 4.0, 6.0), 0.5, 1.0, 0.125)
-        >>> print(render_csv([Result("net", 100, clean, [], None)]))
-        model,corruption,severity,images,error,error_low,error_high,top5_error,nll,brier
-        net,clean,0,100,5.0,4.0,6.0,0.5,1.0,0.125
-
-    Args:
-        results: in the order of the report.
-
-    Returns:
-        CSV with a header; errors in percent, nothing where a number is not known.
-    """
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        ("model", "corruption", "severity", "images", "error", "error_low", "error_high", "top5_error", "nll", "brier")
-    )
-    for label, result in zip(label_results(results), results, strict=True):
-        for cell in (result.clean, *result.cells):
-            names = [_disarm(text) for text in (label, make_visible(cell.corruption))]
-            numbers = (*cell.error, cell.top5_error, cell.nll, cell.brier)
-            writer.writerow((*names, cell.severity, result.images, *numbers))
-    return stream.getvalue()
-
-
-def _disarm(text: str) -> str:
-    return f"'{text}" if text.startswith(_FORMULA) else text
-
-
-def render_markdown(results: Sequence[Result], differences: Mapping[int, Estimate], title: str) -> str:
+def render_markdown(
+    results: Sequence[Result],
+    differences: Mapping[int, Estimate],
+    title: str,
+    *,
+    findings: Sequence[str] | None = None,
+    section: Sequence[str] = (),
+) -> str:
     """The report's numbers as Markdown.
 
     Example:
@@ -292,16 +260,21 @@ def render_markdown(results: Sequence[Result], differences: Mapping[int, Estimat
         results: at least one; the first is what the others are compared to.
         differences: by place in `results`, the mean corruption error minus the first network's.
         title: of the page.
+        findings: sentences under the title; default: those of `describe_results`.
+        section: lines of Markdown that follow them.
 
     Returns:
         Markdown; names are escaped, so that none is taken for markup.
     """
     labels = [escape(label) for label in label_results(results)]
-    lines = [f"# {escape(title)}", "", escape(" ".join(describe_results(results, differences))), ""]
+    said = describe_results(results, differences) if findings is None else findings
+    lines = [f"# {escape(title)}", "", escape(" ".join(said)), "", *section]
+    if section:
+        lines += ["## Every run", ""]
     head = ["Network", "Clean error %", "Mean corruption error %", f"Difference to {labels[0]}"]
     if any(result.mce for result in results):
         head += [f"{escape(name_mce(results))} %", f"Relative {escape(name_mce(results))} %"]
-    lines += _table(
+    lines += draw_table(
         [*head, "ECE clean → corrupted %", "Parameters", "ms per image", "Peak memory"],
         _model_rows(results, differences),
     )
@@ -312,7 +285,7 @@ def render_markdown(results: Sequence[Result], differences: Mapping[int, Estimat
         if hurt:
             rows = [[escape(h.name), f"{h.clean:.1f}", f"{h.corrupted:.1f}", format_signed(h.added)] for h in hurt]
             lines += ["", f"## {label}: most-hurt classes", ""]
-            lines += _table(["Class", "Clean error %", "Corrupted error %", "Added"], rows)
+            lines += draw_table(["Class", "Clean error %", "Corrupted error %", "Added"], rows)
         remarks = [*result.warnings, *result.notes]
         if remarks:
             lines += ["", f"## {label}: notes", "", *(f"* {escape(remark)}" for remark in remarks)]
@@ -370,10 +343,11 @@ def _heat_rows(result: Result) -> list[str]:
         ]
         for name, errors in result.errors.items()
     ]
-    return _table(["Corruption", *map(str, result.severities), "mean"], rows)
+    return draw_table(["Corruption", *map(str, result.severities), "mean"], rows)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def draw_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown, the first column to the left and the others to the right."""
     rule = "|" + "|".join([" --- ", *(" ---: " for _ in head[1:])]) + "|"
     return ["| " + " | ".join(head) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)]
 

@@ -35,6 +35,7 @@ from shiftnorm.evaluate.stability import (
     top5_by_sequence,
 )
 from shiftnorm.evaluate.stability_result import STABILITY_FILE, PerturbationResult, StabilityResult
+from shiftnorm.result_folder import check_writable
 
 __all__ = ["measure_stability"]
 
@@ -110,6 +111,7 @@ def measure_stability(
         ValueError: for an impossible setting, a missing perturbation, a model of another number of classes, or a folder
             that belongs to another evaluation.
         TypeError: for other data.
+        OSError: if ``out`` cannot be written to.
 
     Cost:
         One forward pass per frame: 10 x 10,000 x 31 for CIFAR-10-P.
@@ -119,6 +121,8 @@ def measure_stability(
     for what, value, least in (("batch_size", batch_size, 1), ("resamples", resamples, 0), ("limit", limit, 1)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ValueError(f"measure_stability: {what} must be a whole number of at least {least}, got {value!r}.")
+    if out is not None:
+        check_writable(Path(out), "measure_stability")
     began = time.monotonic()
     chosen, notes = _choose(data, perturbations, difficulty, on_missing)
     model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
