@@ -36,7 +36,7 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="the packa
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the same tests run the compiled kernels on this GPU")
 def test_the_kernels_run_by_the_interpreter() -> None:
     files = sorted(str(path) for path in HERE.glob("test_triton_*.py"))
-    assert len(files) == 7
+    assert len(files) == 8
     # Interpreted functions are made when their module is imported, so the setting needs a process of its own.
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
@@ -47,7 +47,7 @@ def test_the_kernels_run_by_the_interpreter() -> None:
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed is not None and int(passed[1]) > 300, done.stdout[-500:]
+    assert passed is not None and int(passed[1]) > 350, done.stdout[-500:]
 
 
 DECLINED = {
