@@ -164,6 +164,12 @@ def test_a_partner_that_is_no_sample_is_refused_and_nothing_counted(partner: lis
     assert torch.equal(norm[1].gate.running_mean, torch.zeros(3))
 
 
+def _listened_to() -> SelfNorm:
+    norm = SelfNorm(3)
+    norm.gate.register_forward_hook(lambda module, inputs, output: None)
+    return norm
+
+
 def _pooled() -> CrossNorm:
     norm = CrossNorm(3)
     norm.pool = Moments(torch.zeros(4, 3), torch.ones(4, 3), 9)
@@ -178,6 +184,7 @@ ONLY_FORMULAS: dict[str, Callable[[], nn.Module]] = {
     "two branches": lambda: SelfNorm(3, two_branches=True),
     "mixing": lambda: SelfNorm(3, attention="mixing"),
     "cumulative averages": lambda: SelfNorm(3, momentum=None),
+    "a hook on the gate": _listened_to,
     "evaluation": lambda: SelfNorm(3).eval(),
     "parameters in half precision": lambda: SelfNorm(3, dtype=torch.bfloat16),
 }

@@ -30,7 +30,7 @@ class Named(TorchDispatchMode):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_no_step_waits_for_the_device(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross_norm, "_is_known_to_act", lambda acts: False)  # as on a GPU
+    monkeypatch.setattr(cross_norm, "_is_known", lambda acts: False)  # as on a GPU
     norm = build(case, dtype=torch.float32).train()
     x = torch.randn(4, 8, 6, 5, requires_grad=True)
     with use_backend("eager"), Named() as ran:

@@ -14,7 +14,7 @@ from shiftnorm.norms.algebra import algebra_by_kernel, algebra_of, compiled_alge
 from shiftnorm.ops import Affine, Exchange, Gate, Moments, has_retargeting, is_forced, is_traced, moments
 from shiftnorm.ops.epilogue import ACTIVATIONS, apply_activated, normalize_activated
 
-__all__ = ["MomentNorm", "NormLayer", "OfficialTensor", "check_input", "run_fused"]
+__all__ = ["MomentNorm", "NormLayer", "OfficialTensor", "check_input", "has_hooks", "run_fused"]
 
 
 class OfficialTensor(NamedTuple):
@@ -358,6 +358,17 @@ def _origin(x: Tensor) -> Moments:
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     shape = (1, x.shape[1])
     return Moments(x.new_zeros(shape, dtype=wide), x.new_ones(shape, dtype=wide), math.prod(x.shape[2:]))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody listens to the calls of a module, which must then be called.
+
+    Example:
+        >>> has_hooks(nn.ReLU())
+        False
+    """
+    own = cast("Any", module)  # torch has no public question for this
+    return bool(own._forward_pre_hooks or own._forward_hooks or own._backward_pre_hooks or own._backward_hooks)
 
 
 def check_input(norm: NormLayer, x: Tensor) -> None:

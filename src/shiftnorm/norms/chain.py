@@ -9,7 +9,7 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
-from shiftnorm.norms.base import MomentNorm, NormLayer, check_input, run_fused
+from shiftnorm.norms.base import MomentNorm, NormLayer, check_input, has_hooks, run_fused
 
 __all__ = ["Chain"]
 
@@ -156,7 +156,7 @@ def _is_identity(norm: nn.Module) -> bool:
 
 def _is_fusible(step: tuple[nn.Module, Any]) -> bool:
     norm = step[0]
-    return isinstance(norm, MomentNorm) and not norm.is_regional and not _has_hooks(norm)
+    return isinstance(norm, MomentNorm) and not norm.is_regional and not has_hooks(norm)
 
 
 def _run_alone(norm: nn.Module, draw: Any, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -176,11 +176,6 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.SiLU: "silu", nn
 
 def _activation(module: nn.Module) -> str:
     """The name under which the passes know a module, or "none": they would see neither its hooks nor a subclass."""
-    if _has_hooks(module) or getattr(module, "approximate", "none") != "none":
+    if has_hooks(module) or getattr(module, "approximate", "none") != "none":
         return "none"
     return _ACTIVATIONS.get(type(module), "none")
-
-
-def _has_hooks(norm: nn.Module) -> bool:
-    own = cast("Any", norm)  # torch has no public question for this
-    return bool(own._forward_pre_hooks or own._forward_hooks or own._backward_pre_hooks or own._backward_hooks)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, cast, final
 import torch
 from torch import Tensor, nn
 
-from shiftnorm.norms.base import MomentNorm, OfficialTensor
+from shiftnorm.norms.base import MomentNorm, OfficialTensor, has_hooks
 from shiftnorm.norms.running import RunningMoments
 from shiftnorm.ops import Affine, Gate, Moments
 
@@ -162,7 +162,7 @@ class _Gate(RunningMoments):
         self.init_running(num_features, momentum=momentum, device=device, dtype=dtype)
 
     def step(self, eps: float) -> Gate | None:
-        if self.squeeze is not None or not self.uses_batch or self.process_group is not None:
+        if self.squeeze is not None or not self.uses_batch or self.process_group is not None or has_hooks(self):
             return None
         if self.source not in ("auto", "batch") or self.momentum is None:
             return None
