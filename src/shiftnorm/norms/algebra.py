@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from shiftnorm.ops import Affine, Exchange, Gate, Moments, retarget
+from shiftnorm.ops import Affine, Exchange, Gate, Moments, Pool, retarget
 
 if TYPE_CHECKING:
     from shiftnorm.norms.base import MomentNorm
@@ -82,19 +82,26 @@ def algebra_by_kernel(live: Live, m: Moments) -> Affine:
 
 
 def _by_kernel(left: Live, m: Moments, before: Affine | None) -> tuple[int, Affine] | None:
-    """How many of the norms one kernel takes, an exchange, a gate or both, and what it makes of them."""
-    steps: list[Exchange | Gate] = []
-    for norm, draw in left[:2]:
+    """How many of the norms one kernel takes, and what it makes of them: BatchNorm if first, an exchange, a gate."""
+    pool: Pool | None = None
+    exchange: Exchange | None = None
+    gate: Gate | None = None
+    taken = 0
+    for norm, draw in left[:3]:
         step = norm.step(m, draw)
-        if step is None or (steps and not (isinstance(steps[0], Exchange) and isinstance(step, Gate))):
+        if isinstance(step, Pool) and before is None and taken == 0:
+            pool = step
+        elif isinstance(step, Exchange) and exchange is None and gate is None:
+            exchange = step
+        elif isinstance(step, Gate) and gate is None:
+            gate = step
+        else:
             break
-        steps.append(step)
-    if not steps:
+        taken += 1
+    if exchange is None and gate is None:
         return None
-    exchange = next((step for step in steps if isinstance(step, Exchange)), None)
-    gate = next((step for step in steps if isinstance(step, Gate)), None)
-    affine = retarget(m, before, exchange, gate)
-    return None if affine is None else (len(steps), affine)
+    affine = retarget(m, pool or before, exchange, gate)
+    return None if affine is None else (taken, affine)
 
 
 def _affine_around(m: Moments, norm: MomentNorm, draw: Any) -> Affine:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shiftnorm.norms.algebra import algebra_by_kernel, algebra_of, compiled_algebra
-from shiftnorm.ops import Affine, Exchange, Gate, Moments, has_retargeting, is_forced, is_traced, moments
+from shiftnorm.ops import Affine, Exchange, Gate, Moments, Pool, has_retargeting, is_forced, is_traced, moments
 from shiftnorm.ops.epilogue import ACTIVATIONS, apply_activated, normalize_activated
 
 __all__ = ["MomentNorm", "NormLayer", "OfficialTensor", "check_input", "has_hooks", "run_fused"]
@@ -219,7 +219,7 @@ class MomentNorm(NormLayer, ABC):
         del draw
         return False
 
-    def step(self, m: Moments, draw: Any) -> Exchange | Gate | None:
+    def step(self, m: Moments, draw: Any) -> Pool | Exchange | Gate | None:
         """What :meth:`affine` computes, in the terms of ``ops.retarget``; None where only the formula says it.
 
         Example:

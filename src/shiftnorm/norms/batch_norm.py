@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
 
 from shiftnorm.norms.base import MomentNorm
 from shiftnorm.norms.running import RunningMoments
-from shiftnorm.ops import Affine, Moments, choose
+from shiftnorm.ops import Affine, Moments, Pool, choose
 
 __all__ = ["BatchNorm"]
 
@@ -88,6 +88,19 @@ class BatchNorm(RunningMoments, MomentNorm):
             gain = self.weight * gain
         distance = m.mean - batch.mean
         return Affine(gain, gain * distance if self.bias is None else torch.addcmul(self.bias, gain, distance))
+
+    def step(self, m: Moments, draw: Any) -> Pool | None:
+        """The whole norm, in training with a fixed momentum; it is used in front of CrossNorm and SelfNorm.
+
+        Example:
+            >>> norm, m = BatchNorm(3), Moments(torch.zeros(4, 3), torch.ones(4, 3), 9)
+            >>> norm.step(m, None).eps, norm.eval().step(m, None)
+            (1e-05, None)
+        """
+        del m, draw
+        if not self.is_plain:
+            return None
+        return Pool(self.weight, self.bias, *self.updated(), cast("float", self.momentum), self.eps)
 
     def native(self, x: Tensor) -> Tensor | None:
         """torch's kernel where it is the better one: in evaluation, on a GPU, and for x that is small or channels-last.

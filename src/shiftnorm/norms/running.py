@@ -159,6 +159,30 @@ class RunningMoments(nn.Module):
             return self.training or self.running_mean is None
         return self._source != "running"
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether this batch is normalised by its own moments, on this rank, at a fixed momentum: the usual training.
+
+        Example:
+            >>> from shiftnorm.norms import BatchNorm
+            >>> BatchNorm(3).is_plain, BatchNorm(3, momentum=None).is_plain, BatchNorm(3).eval().is_plain
+            (True, False, False)
+        """
+        plain = self.momentum is not None and self.process_group is None and self._source in ("auto", "batch")
+        return plain and self.uses_batch
+
+    def updated(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The buffers that a batch normalised now updates, None where it does not.
+
+        Example:
+            >>> from shiftnorm.norms import BatchNorm
+            >>> BatchNorm(1).updated()
+            (tensor([0.]), tensor([1.]), tensor(0))
+        """
+        if self._source != "auto" or not self.training:
+            return None, None, None
+        return self.running_mean, self.running_var, self.num_batches_tracked
+
     def seen(self, m: Moments) -> Moments:
         """The (1, C) batch moments the norm uses, from the planes' moments; updates the running ones where due.
 

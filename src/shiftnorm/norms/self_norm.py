@@ -162,14 +162,10 @@ class _Gate(RunningMoments):
         self.init_running(num_features, momentum=momentum, device=device, dtype=dtype)
 
     def step(self, eps: float) -> Gate | None:
-        if self.squeeze is not None or not self.uses_batch or self.process_group is not None or has_hooks(self):
+        if self.squeeze is not None or not self.is_plain or has_hooks(self):
             return None
-        if self.source not in ("auto", "batch") or self.momentum is None:
-            return None
-        updates = self.source == "auto" and self.training
-        running = (self.running_mean, self.running_var, self.num_batches_tracked) if updates else (None, None, None)
-        fc = cast("Tensor", self.fc)
-        return Gate(fc, self.weight, self.bias, *running, self.momentum, eps, 1e-5, self.height)
+        pace = cast("float", self.momentum)
+        return Gate(cast("Tensor", self.fc), self.weight, self.bias, *self.updated(), pace, eps, 1e-5, self.height)
 
     def forward(self, mean: Tensor, std: Tensor) -> Tensor:
         if self.squeeze is None:

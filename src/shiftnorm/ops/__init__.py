@@ -5,7 +5,7 @@ from __future__ import annotations
 from shiftnorm.ops.dispatch import BACKENDS, Backend, choose, explain, is_forced, is_traced, use_backend
 from shiftnorm.ops.epilogue import apply_activated, normalize_activated
 from shiftnorm.ops.passes import apply, moments, normalize
-from shiftnorm.ops.retargeting import Exchange, Gate, has_retargeting, retarget
+from shiftnorm.ops.retargeting import Exchange, Gate, Pool, has_retargeting, retarget
 from shiftnorm.ops.types import Affine, Moments
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Exchange",
     "Gate",
     "Moments",
+    "Pool",
     "apply",
     "apply_activated",
     "choose",

@@ -14,7 +14,33 @@ from shiftnorm.ops.cpp import CppBackend, run_retarget
 from shiftnorm.ops.dispatch import choose, is_batched, is_traced
 from shiftnorm.ops.types import Affine, Moments
 
-__all__ = ["Exchange", "Gate", "has_retargeting", "retarget"]
+__all__ = ["Exchange", "Gate", "Pool", "has_retargeting", "retarget"]
+
+
+class Pool(NamedTuple):
+    """Every channel is normalised by its moments over the batch: BatchNorm in training.
+
+    Example:
+        >>> Pool(None, None, None, None, None, pace=0.1, eps=1e-5).eps
+        1e-05
+
+    Args:
+        weight: (C,); None for ones.
+        bias: (C,); None for zeros.
+        running_mean: (C,), updated; None where there is none.
+        running_var: (C,), likewise, unbiased.
+        batches: the int64 that counts batches, updated; None where there is none.
+        pace: weight of this batch in them.
+        eps: added to the variance.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    batches: Tensor | None
+    pace: float
+    eps: float
 
 
 class Exchange(NamedTuple):
@@ -76,8 +102,8 @@ def has_retargeting(x: Tensor) -> bool:
     return x.device.type == "cpu" and not is_traced(x) and isinstance(choose(x), CppBackend)
 
 
-def retarget(m: Moments, before: Affine | None, exchange: Exchange | None, gate: Gate | None) -> Affine | None:
-    """An affine, then the exchange, then the gate, as one affine; None where the kernel does not take the tensors.
+def retarget(m: Moments, before: Affine | Pool | None, exchange: Exchange | None, gate: Gate | None) -> Affine | None:
+    """What comes first, then the exchange, then the gate, as one affine; None where the kernel does not take them.
 
     Equal, up to rounding, to composing :meth:`Moments.through` and :meth:`Affine.then` with the formulas above.
 
@@ -91,7 +117,7 @@ def retarget(m: Moments, before: Affine | None, exchange: Exchange | None, gate:
 
     Args:
         m: moments of planes, (N, C), on the CPU.
-        before: what is applied first, broadcastable to (N, C); None for nothing.
+        before: what is applied first, a BatchNorm or any affine, broadcastable to (N, C); None for nothing.
         exchange: None for none.
         gate: None for none.
 
@@ -103,18 +129,19 @@ def retarget(m: Moments, before: Affine | None, exchange: Exchange | None, gate:
     """
     if not isinstance(m.count, int) or m.mean.shape[0] < 2 or m.mean.dtype not in _ELEMENTS:
         return None
-    gain, mean = (None, m.mean) if before is None else before
-    of_gate = gate[:5] if gate else ()
-    if not all(_is_plain(each, m.mean.dtype) for each in (mean, gain, *of_gate)):
+    pool = before if isinstance(before, Pool) else None
+    gain, mean = before if isinstance(before, Affine) else (None, m.mean)
+    of_channels = (*(pool[:4] if pool else ()), *(gate[:5] if gate else ()))
+    if not all(_is_plain(each, m.mean.dtype) for each in (mean, gain, *of_channels)):
         return None
-    if not all(each is None or each.is_contiguous() for each in of_gate):
+    if not all(each is None or each.is_contiguous() for each in of_channels):
         return None
     if exchange and (exchange.partner.dtype != torch.int64 or exchange.partner.shape != m.mean.shape[:1]):
         return None
-    setting = _Setting(m.count / max(m.count - 1, 1), exchange, gate)
+    setting = _Setting(m.count, pool, exchange, gate)
     var, mean = m.var.contiguous(), _as_rows(mean, m.var)
     gain = None if gain is None else _as_rows(gain, m.var)
-    parameters = (None, None, None) if gate is None else gate[:3]
+    parameters = (*(gate[:3] if gate else (None, None, None)), *(pool[:2] if pool else (None, None)))
     return Affine(*_Retarget.apply(var, mean, gain, *parameters, setting))  # pyright: ignore
 
 
@@ -132,14 +159,19 @@ def _as_rows(row: Tensor, like: Tensor) -> Tensor:
 
 
 class _Setting(NamedTuple):
-    bessel: float
+    size: int
+    pool: Pool | None
     exchange: Exchange | None
     gate: Gate | None
+
+    @property
+    def bessel(self) -> float:
+        return self.size / max(self.size - 1, 1)
 
 
 # ``struct Retarget`` of kernels/retarget.h: integers, numbers and addresses, eight bytes each. A ctypes structure would
 # take ten times as long to fill.
-_ARGUMENTS = struct.Struct("@4q d 3P 2q P d 6P 4d 4P 2P 7P")
+_ARGUMENTS = struct.Struct("@4q d 3P 2q 7P 3d P d 6P 4d 4P 2P 9P")
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -151,36 +183,31 @@ class _Retarget(torch.autograd.Function):
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (autograd's takes any arguments)
-        ctx: Any,
-        var: Tensor,
-        mean: Tensor,
-        gain: Tensor | None,
-        linear: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        setting: _Setting,
+        ctx: Any, var: Tensor, mean: Tensor, *rest: Any
     ) -> tuple[Tensor, Tensor]:
+        *optional, setting = rest
+        inputs: tuple[Tensor | None, ...] = (var, mean, *optional)
         samples, channels = var.shape
-        # the deviations of the exchange, those of the gate, and the gate
-        kept = var.new_empty((1 if setting.exchange else 0) + (2 if setting.gate else 0), samples, channels)
-        batch = var.new_empty(2, channels) if setting.gate else None
+        rows = bool(setting.pool) + bool(setting.exchange) + 2 * bool(setting.gate)
+        kept = var.new_empty(rows, samples, channels)
+        of_channels = var.new_empty(5, channels)
         new_gain, new_mean = torch.empty_like(var), torch.empty_like(var)
         partner = None if setting.exchange is None else setting.exchange.partner.contiguous()
-        inputs = (var, mean, gain, linear, weight, bias)
-        if not _run(inputs, partner, kept, batch, setting, (new_gain, new_mean)):
+        if not _run(inputs, partner, kept, of_channels, setting, (new_gain, new_mean)):
             raise IndexError(f"CrossNorm: expected partners from 0 to {samples - 1}, got {partner}.")
-        ctx.save_for_backward(*inputs, partner, kept, batch)
+        ctx.save_for_backward(*inputs, partner, kept, of_channels)
         ctx.setting = setting
         return new_gain, new_mean
 
     @staticmethod
     def backward(ctx: Any, d_new_gain: Tensor, d_new_mean: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  (likewise)
-        *inputs, partner, kept, batch = ctx.saved_tensors
+        *inputs, partner, kept, of_channels = ctx.saved_tensors
         if torch.is_grad_enabled() or is_batched(d_new_gain) or is_batched(d_new_mean):
             return *_plain_gradients(inputs, ctx.setting, (d_new_gain, d_new_mean), ctx.needs_input_grad), None
         gradients = [None if each is None else torch.empty_like(each) for each in inputs]
         given = (d_new_gain.contiguous(), d_new_mean.contiguous())
-        _run(inputs, partner, kept, batch, ctx.setting, given, [*gradients, torch.empty_like(kept[0])])
+        scratch = kept.new_empty(kept.shape[1] + 1, kept.shape[2])
+        _run(inputs, partner, kept, of_channels, ctx.setting, given, gradients, scratch)
         return *gradients, None
 
 
@@ -188,40 +215,53 @@ def _run(
     inputs: Sequence[Tensor | None],
     partner: Tensor | None,
     kept: Tensor,
-    batch: Tensor | None,
+    of_channels: Tensor,
     setting: _Setting,
     results: tuple[Tensor, Tensor],
-    gradients: Sequence[Tensor | None] = (None,) * 7,
+    gradients: Sequence[Tensor | None] = (None,) * 8,
+    scratch: Tensor | None = None,
 ) -> bool:
     """Forward, or backward with the gradients to fill; the results are then their gradients."""
-    var, mean, gain, linear, weight, bias = inputs
+    var, mean, gain, linear, weight, bias, front_weight, front_bias = inputs
     assert var is not None and mean is not None
     samples, channels = var.shape
-    exchange, gate = setting.exchange, setting.gate
-    step = samples * channels * var.element_size()
+    _, pool, exchange, gate = setting
+    row = channels * var.element_size()
     first = kept.data_ptr()
-    after = first + step if exchange else first
-    d_var, d_mean, *others = (_address(each) for each in gradients)
+    second = first + samples * row * bool(pool)
+    third = second + samples * row * bool(exchange)
+    d_var, d_mean, d_gain, *others = (_address(each) for each in gradients)
+    if pool and scratch is not None:
+        d_gain = scratch.data_ptr() + samples * row  # behind BatchNorm the gain is a number between, not an input
     arguments = _ARGUMENTS.pack(
         *(_ELEMENTS[var.dtype], torch.get_num_threads(), samples, channels, setting.bessel),
         *(mean.data_ptr(), var.data_ptr(), _address(gain)),
         channels if mean.shape[0] == samples else 0,
         channels if gain is not None and gain.shape[0] == samples else 0,
+        *(_address(front_weight), _address(front_bias)),
+        *((_address(pool.running_mean), _address(pool.running_var), _address(pool.batches)) if pool else (0, 0, 0)),
+        *((of_channels.data_ptr() + 2 * row, first) if pool else (0, 0)),
+        *((pool.eps, pool.pace) if pool else (0.0, 0.0)),
+        setting.size,
         *((partner.data_ptr(), exchange.eps) if exchange and partner is not None else (0, 0.0)),
         *(_address(linear), _address(weight), _address(bias)),
         *((_address(gate.running_mean), _address(gate.running_var), _address(gate.batches)) if gate else (0, 0, 0)),
         *((gate.eps, gate.norm_eps, gate.pace, gate.height) if gate else (0.0, 0.0, 0.0, 1.0)),
-        *(first, after, after + step, _address(batch)),
+        *(second, third, third + samples * row, of_channels.data_ptr()),
         *(results[0].data_ptr(), results[1].data_ptr()),
-        *(d_mean, d_var, *others),
+        *(d_mean, d_var, d_gain, *others, _address(scratch)),
     )
     return run_retarget(arguments)
 
 
 def _plain(inputs: Sequence[Tensor | None], setting: _Setting) -> tuple[Tensor, Tensor]:
     """The kernel's formulas in operations that can be differentiated any number of times; no running moments."""
-    var, mean, gain, linear, weight, bias = inputs
+    var, mean, gain, linear, weight, bias, front_weight, front_bias = inputs
     var, mean = cast("Tensor", var), cast("Tensor", mean)
+    if setting.pool is not None:
+        m = Moments(mean, var, setting.size).pooled(over="batch")
+        gain = torch.rsqrt(m.var + setting.pool.eps) * (1.0 if front_weight is None else front_weight)
+        mean = gain * (mean - m.mean) + (0.0 if front_bias is None else front_bias)
     mean = mean.expand_as(var)
     total = torch.ones_like(var) if gain is None else gain.expand_as(var)
     if setting.exchange is not None:

@@ -1,9 +1,11 @@
-// What norms of style make of the planes' moments, forward and backward: CrossNorm's exchange, then SelfNorm's gate.
+// What norms of style make of the planes' moments, forward and backward: CrossNorm's exchange, then SelfNorm's gate,
+// with the BatchNorm in front of them.
 //
 // It is little work, but as twenty ATen operations forward and fifty backward each of them finds a cache that the pass
 // before has filled with x, and takes longer to start than to run. Channels are independent: threads take blocks of them.
 #pragma once
 #include <cmath>
+#include <initializer_list>
 #include "vectors.h"
 
 namespace {
@@ -17,6 +19,11 @@ struct Retarget {
     double bessel;  // makes a variance the unbiased one
     const void *mean, *var, *gain;  // the planes' moments, and the gain in front if there is one
     int64_t mean_step, gain_step;
+    const void *front_weight, *front_bias;  // a BatchNorm in front, which then makes the gain and the mean: (C), or null
+    void *front_mean, *front_var;
+    int64_t* front_batches;
+    void *front, *front_rows;             // kept: gain, center and scale, (3, C), and the means behind it; or null
+    double front_eps, front_pace, count;  // elements of a plane
     const int64_t* partner;  // the exchange, if there is one
     double exchange_eps;
     const void *linear, *weight, *bias;  // the gate, if there is one: (C, 2), (C), (C)
@@ -25,7 +32,7 @@ struct Retarget {
     double gate_eps, norm_eps, pace, height;
     void *std, *gate_std, *gate, *batch;  // kept for backward: (N, C) three times, and (2, C)
     void *new_gain, *new_mean;  // in backward their gradients
-    void *d_mean, *d_var, *d_gain, *d_linear, *d_weight, *d_bias, *scratch;  // in backward
+    void *d_mean, *d_var, *d_gain, *d_linear, *d_weight, *d_bias, *d_front_weight, *d_front_bias, *scratch;  // in backward
 };
 
 // exp to an ulp or two, in operations that a compiler turns into vectors.
@@ -53,14 +60,91 @@ template <class A> struct Rows {
     template <class P> A* row(P* rows, int64_t offset) const {
         return static_cast<A*>(const_cast<void*>(static_cast<const void*>(rows))) + offset + c0;
     }
-    const A* mean(int64_t n) const { return row(k.mean, n * k.mean_step); }
-    A gain(int64_t n, int64_t c) const { return k.gain ? row(k.gain, n * k.gain_step)[c] : A(1); }
+    // What the exchange and the gate see: with a BatchNorm in front its results.
+    const A* mean(int64_t n) const { return k.front ? at(k.front_rows, n) : row(k.mean, n * k.mean_step); }
+    A gain(int64_t n, int64_t c) const {
+        if (k.front) return row(k.front, 0)[c];
+        return k.gain ? row(k.gain, n * k.gain_step)[c] : A(1);
+    }
     int64_t partner(int64_t n) const { return k.partner ? k.partner[n] : n; }
 };
+
+// The BatchNorm in front: moments pooled over the samples, its gain, and the planes' means behind it.
+template <class A> void front(const Rows<A>& rows) {
+    const Retarget& k = rows.k;
+    const int64_t samples = k.samples, width = rows.width;
+    const double all = k.count * double(samples);
+    double mean[kChannels] = {}, var[kChannels] = {};
+    for (int64_t n = 0; n < samples; ++n)
+        for (int64_t c = 0; c < width; ++c) mean[c] += double(rows.at(k.mean, n)[c]);
+    for (int64_t c = 0; c < width; ++c) mean[c] /= double(samples);
+    for (int64_t n = 0; n < samples; ++n) {
+        const A *const own = rows.at(k.mean, n), *const spread = rows.at(k.var, n);
+        for (int64_t c = 0; c < width; ++c) {
+            const double d = double(own[c]) - mean[c];
+            var[c] += double(spread[c]) + d * d;
+        }
+    }
+    A *const gain = rows.row(k.front, 0), *const center = rows.row(k.front, k.channels);
+    A* const scale = rows.row(k.front, 2 * k.channels);
+    for (int64_t c = 0; c < width; ++c) {
+        var[c] /= double(samples);
+        center[c] = A(mean[c]);
+        scale[c] = A(1 / std::sqrt(var[c] + k.front_eps));
+        gain[c] = k.front_weight ? scale[c] * rows.row(k.front_weight, 0)[c] : scale[c];
+    }
+    for (int64_t n = 0; n < samples; ++n) {
+        const A* const own = rows.at(k.mean, n);
+        A* const behind = rows.at(k.front_rows, n);
+        for (int64_t c = 0; c < width; ++c) {
+            const A distance = A(double(own[c]) - mean[c]);
+            behind[c] = gain[c] * distance + (k.front_bias ? rows.row(k.front_bias, 0)[c] : A(0));
+        }
+    }
+    if (!k.front_mean) return;
+    A *const running_mean = rows.row(k.front_mean, 0), *const running_var = rows.row(k.front_var, 0);
+    for (int64_t c = 0; c < width; ++c) {
+        running_mean[c] += A(k.front_pace * (mean[c] - double(running_mean[c])));
+        running_var[c] += A(k.front_pace * (var[c] * (all / (all - 1)) - double(running_var[c])));
+    }
+}
+
+// From the gradients of the gain, in d_gain (C), and of the means behind it, in d_mean (N, C), to those of the moments.
+template <class A> void front_backward(const Rows<A>& rows) {
+    const Retarget& k = rows.k;
+    const int64_t samples = k.samples, width = rows.width;
+    const A *const gain = rows.row(k.front, 0), *const center = rows.row(k.front, k.channels);
+    const A *const scale = rows.row(k.front, 2 * k.channels), *const d_gain = rows.row(k.d_gain, 0);
+    double total[kChannels] = {}, product[kChannels] = {};
+    for (int64_t n = 0; n < samples; ++n) {
+        const A *const g = rows.at(k.d_mean, n), *const mean = rows.at(k.mean, n);
+        for (int64_t c = 0; c < width; ++c) {
+            total[c] += double(g[c]);
+            product[c] += double(g[c]) * (double(mean[c]) - double(center[c]));
+        }
+    }
+    A slope[kChannels], shift[kChannels];
+    for (int64_t c = 0; c < width; ++c) {
+        const double of_gain = double(d_gain[c]) + product[c], one = double(scale[c]);
+        if (k.front_weight) rows.row(k.d_front_weight, 0)[c] = A(of_gain * one);
+        if (k.front_bias) rows.row(k.d_front_bias, 0)[c] = A(total[c]);
+        slope[c] = A(-0.5 * of_gain * double(gain[c]) * one * one / double(samples));  // of the pooled variance
+        shift[c] = A(-double(gain[c]) * total[c] / double(samples));                        // of the pooled mean
+    }
+    for (int64_t n = 0; n < samples; ++n) {
+        A *const d_mean = rows.at(k.d_mean, n), *const d_var = rows.at(k.d_var, n);
+        const A* const mean = rows.at(k.mean, n);
+        for (int64_t c = 0; c < width; ++c) {
+            d_mean[c] = gain[c] * d_mean[c] + shift[c] + A(2) * slope[c] * (mean[c] - center[c]);
+            d_var[c] += slope[c];
+        }
+    }
+}
 
 template <class A> void retarget_block(const Retarget& k, int64_t c0) {
     const Rows<A> rows{k, c0, least(kChannels, k.channels - c0)};
     const int64_t samples = k.samples, width = rows.width;
+    if (k.front) front(rows);
     const A bessel = A(k.bessel), exchange_eps = A(k.exchange_eps), gate_eps = A(k.gate_eps);
     const A* const linear = k.weight ? rows.row(k.linear, c0) : nullptr;
     A gains[kChannels];
@@ -127,6 +211,7 @@ template <class A> void retarget_block_backward(const Retarget& k, int64_t c0) {
     const Rows<A> rows{k, c0, least(kChannels, k.channels - c0)};
     const int64_t samples = k.samples, width = rows.width;
     const A bessel = A(k.bessel), height = A(k.height);
+    const bool has_gain = k.gain || k.front;
     A before[kChannels], ratio[kChannels], d_gain[kChannels], d_level[kChannels];
     double weights[kChannels] = {}, biases[kChannels] = {}, of_mean[kChannels] = {}, of_std[kChannels] = {};
     const A *const linear = k.weight ? rows.row(k.linear, c0) : nullptr, *const weight = rows.row(k.weight, 0);
@@ -134,7 +219,7 @@ template <class A> void retarget_block_backward(const Retarget& k, int64_t c0) {
     for (int64_t n = 0; n < samples; ++n) {
         A *const d_mean = rows.row(k.d_mean, n * k.mean_step), *const d_std = rows.at(k.scratch, n);
         for (int64_t c = 0; c < width; ++c) d_mean[c] = d_std[c] = 0;
-        if (k.gain) std::memset(rows.row(k.d_gain, n * k.gain_step), 0, size_t(width) * sizeof(A));
+        if (has_gain) std::memset(rows.row(k.d_gain, n * k.gain_step), 0, size_t(width) * sizeof(A));
     }
     const auto gains = [&](int64_t n) {  // the gain in front, and by how much the exchange changes it
         for (int64_t c = 0; c < width; ++c) before[c] = rows.gain(n, c), ratio[c] = A(1);
@@ -195,7 +280,7 @@ template <class A> void retarget_block_backward(const Retarget& k, int64_t c0) {
                 d_other[c] += part;
             }
         }
-        if (!k.gain) continue;
+        if (!has_gain) continue;
         A* const d_before = rows.row(k.d_gain, n * k.gain_step);
         for (int64_t c = 0; c < width; ++c) d_before[c] += d_gain[c] * ratio[c];
     }
@@ -205,9 +290,10 @@ template <class A> void retarget_block_backward(const Retarget& k, int64_t c0) {
         for (int64_t c = 0; c < width; ++c) {
             const A slope = d_std[c] * bessel / (A(2) * std[c]), gain = rows.gain(n, c);
             d_var[c] += slope * gain * gain;
-            if (k.gain) d_before[c] += A(2) * slope * gain * var[c];
+            if (has_gain) d_before[c] += A(2) * slope * gain * var[c];
         }
     }
+    if (k.front) front_backward(rows);
     if (!linear) return;
     A *const d_linear = rows.row(k.d_linear, c0), *const d_weight = rows.row(k.d_weight, 0);
     A* const d_bias = rows.row(k.d_bias, 0);
@@ -225,7 +311,8 @@ inline bool retarget(const Retarget& k) {
     const auto run = k.element ? (backward ? retarget_block_backward<double> : retarget_block<double>)
                                : (backward ? retarget_block_backward<float> : retarget_block<float>);
     const int threads = k.samples * k.channels < kRetarget ? 1 : int(k.threads);
-    if (k.batches && !backward) ++*k.batches;
+    for (int64_t* const batches : {k.front_batches, k.batches})
+        if (batches && !backward) ++*batches;
     for_each(ceil_div(k.channels, kChannels), threads, [&](int64_t block) { run(k, block * kChannels); });
     return true;
 }
