@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shiftnorm.norms import CNSN, BatchNorm, Chain, CrossNorm, CrossNormDraw, InstanceNorm, LayerNorm, SelfNorm, base
-from shiftnorm.ops import Affine, Exchange, Gate, Moments, has_retargeting, retarget, use_backend
+from shiftnorm.ops import Affine, Exchange, Gate, Moments, Pool, has_retargeting, retarget, use_backend
 from shiftnorm.ops import retargeting as module
 from shiftnorm.ops.cpp import CppBackend
 
@@ -226,10 +226,40 @@ def test_moments_that_it_does_not_take() -> None:
     assert retarget(m, Affine(torch.ones(1, 3).double(), m.mean), exchange, None) is None
     gate = [torch.randn(3, 4)[:, ::2], torch.ones(3), torch.zeros(3)]
     assert retarget(m, None, None, Gate(*gate, None, None, None, pace=0.0, eps=1e-12, norm_eps=1e-5)) is None
+    row = torch.ones(3)
+    for wrong in (
+        torch.ones(2),
+        torch.ones(1).expand(3),
+        torch.ones(3).double(),
+        torch.ones(3, device="meta"),
+        torch.ones(3, 1),
+    ):
+        assert retarget(m, Pool(row, wrong, None, None, None, pace=0.1, eps=1e-5), exchange, None) is None
+        assert retarget(m, Pool(None, None, row, wrong, None, pace=0.1, eps=1e-5), exchange, None) is None
+        gate = Gate(torch.ones(3, 2), row, wrong, None, None, None, pace=0.1, eps=1e-12, norm_eps=1e-5)
+        assert retarget(m, None, None, gate) is None
+    for wrong in (torch.ones(2, 3), torch.ones(4, 2), torch.ones(4, 3, device="meta")):
+        assert retarget(m, Affine(wrong, m.mean), exchange, None) is None
+        assert retarget(m, Affine(m.mean, wrong), exchange, None) is None
+    counter = torch.tensor(0, dtype=torch.int32)
+    assert retarget(m, Pool(None, None, None, None, counter, pace=0.1, eps=1e-5), exchange, None) is None
     strided = Moments(torch.randn(3, 4).T, torch.rand(3, 4).T, 9)
     affine = retarget(strided, None, exchange, None)
     assert affine is not None
     torch.testing.assert_close(affine.mean, strided.mean[[1, 0, 3, 2]])
+
+
+def test_lazily_negated_gradients() -> None:
+    m = Moments(torch.randn(4, 3), torch.rand(4, 3).requires_grad_(), 9)
+    exchange = Exchange(torch.tensor([1, 0, 3, 2]), 1e-5)
+    negated = torch.complex(torch.zeros(4, 3), torch.ones(4, 3)).conj().imag
+    assert negated.is_neg()
+    found = []
+    for g in (negated, negated.resolve_neg()):
+        affine = retarget(m, None, exchange, None)
+        assert affine is not None
+        found.append(torch.autograd.grad(affine.gain, m.var, g)[0])
+    assert torch.equal(*found) and bool(found[0].abs().sum() > 0)
 
 
 def test_a_cross_norm_that_rests_takes_no_part(calls: list[bool]) -> None:

@@ -127,30 +127,47 @@ def retarget(m: Moments, before: Affine | Pool | None, exchange: Exchange | None
     Raises:
         IndexError: if a partner is no sample of the batch.
     """
-    if not isinstance(m.count, int) or m.mean.shape[0] < 2 or m.mean.dtype not in _ELEMENTS:
-        return None
+    samples, channels = m.var.shape
     pool = before if isinstance(before, Pool) else None
     gain, mean = before if isinstance(before, Affine) else (None, m.mean)
-    of_channels = (*(pool[:4] if pool else ()), *(gate[:5] if gate else ()))
-    if not all(_is_plain(each, m.mean.dtype) for each in (mean, gain, *of_channels)):
+    if not isinstance(m.count, int) or samples < 2 or m.var.dtype not in _ELEMENTS or m.var.device.type != "cpu":
         return None
-    if not all(each is None or each.is_contiguous() for each in of_channels):
+    rows = ((samples, channels), (1, channels), (samples, 1), (1, 1))
+    if not all(_fits(each, m.var, rows) for each in (m.var, m.mean, mean, gain)):
         return None
-    if exchange and (exchange.partner.dtype != torch.int64 or exchange.partner.shape != m.mean.shape[:1]):
+    if not all(
+        _is_row(each, m.var, (channels,)) for each in (*(pool[:4] if pool else ()), *(gate[1:5] if gate else ()))
+    ):
+        return None
+    if gate and not _is_row(gate.linear, m.var, (channels, 2)):
+        return None
+    counters = (exchange.partner if exchange else None, pool.batches if pool else None, gate.batches if gate else None)
+    if any(each is not None and (each.dtype != torch.int64 or each.device.type != "cpu") for each in counters):
+        return None
+    if exchange and exchange.partner.shape != (samples,):
         return None
     setting = _Setting(m.count, pool, exchange, gate)
     var, mean = m.var.contiguous(), _as_rows(mean, m.var)
     gain = None if gain is None else _as_rows(gain, m.var)
     parameters = (*(gate[:3] if gate else (None, None, None)), *(pool[:2] if pool else (None, None)))
-    return Affine(*_Retarget.apply(var, mean, gain, *parameters, setting))  # pyright: ignore
+    outputs = _Retarget.apply(var, mean, gain, *parameters, setting)
+    return Affine(*cast("tuple[Tensor, Tensor]", outputs))
 
 
 _ELEMENTS = {torch.float32: 0, torch.float64: 1}
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _is_plain(each: Tensor | None, dtype: torch.dtype) -> bool:
-    return each is None or (each.dtype == dtype and type(each) in _PLAIN)
+# The kernel believes what it is told: anything else would be read past its end, or as something else.
+def _fits(each: Tensor | None, like: Tensor, shapes: tuple[tuple[int, ...], ...]) -> bool:
+    if each is None:
+        return True
+    plain = type(each) in _PLAIN and not each.is_neg()
+    return plain and each.dtype == like.dtype and each.device == like.device and each.shape in shapes
+
+
+def _is_row(each: Tensor | None, like: Tensor, shape: tuple[int, ...]) -> bool:
+    return each is None or (_fits(each, like, (shape,)) and each.is_contiguous())
 
 
 def _as_rows(row: Tensor, like: Tensor) -> Tensor:
@@ -205,7 +222,7 @@ class _Retarget(torch.autograd.Function):
         if torch.is_grad_enabled() or is_batched(d_new_gain) or is_batched(d_new_mean):
             return *_plain_gradients(inputs, ctx.setting, (d_new_gain, d_new_mean), ctx.needs_input_grad), None
         gradients = [None if each is None else torch.empty_like(each) for each in inputs]
-        given = (d_new_gain.contiguous(), d_new_mean.contiguous())
+        given = (d_new_gain.resolve_neg().contiguous(), d_new_mean.resolve_neg().contiguous())
         scratch = kept.new_empty(kept.shape[1] + 1, kept.shape[2])
         _run(inputs, partner, kept, of_channels, ctx.setting, given, gradients, scratch)
         return *gradients, None
