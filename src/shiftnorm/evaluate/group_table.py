@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shiftnorm.evaluate.paired import SeedComparison
-from shiftnorm.evaluate.robustness_table import draw_table, escape, make_visible
+from shiftnorm.evaluate.robustness_table import draw_table, escape, make_visible, say_sides
 from shiftnorm.evaluate.seed_groups import GroupRow
 from shiftnorm.evaluate.table import format_signed, format_summary
 
@@ -35,25 +35,25 @@ def describe_groups(rows: Sequence[GroupRow]) -> list[str]:
         f"{name} errs on {format_summary(first.clean)} % of the clean images and on {format_summary(first.corrupted)} "
         "% of the corrupted ones."
     ]
-    told: dict[str, list[str]] = {"less": [], "more": [], "": [], "one": []}
+    told: list[tuple[str, float, float, float, str]] = []
+    single: list[str] = []
     for row in others:
         found = row.difference
         if found is None:
             continue
         if found.low is None or found.high is None:
-            told["one"].append(make_visible(row.name))
-            continue
-        side = "less" if found.high < 0 else "more" if found.low > 0 else ""
-        by = f" by {abs(found.difference):.1f} points (p = {found.p_t:.2g})" if side else ""
-        told[side].append(make_visible(row.name) + by)
-    if told["less"]:
-        sentences.append(f"Under corruption, over the training seeds, these err less: {', '.join(told['less'])}.")
-    if told["more"]:
-        sentences.append(f"Over the training seeds these err more: {', '.join(told['more'])}.")
-    if told[""]:
-        sentences.append(f"Not told apart from {name} by these seeds: {', '.join(told[''])}.")
-    if told["one"]:
-        sentences.append(f"One common seed says nothing about other seeds: {', '.join(told['one'])}.")
+            single.append(make_visible(row.name))
+        else:
+            then = f" (p = {found.p_t:.2g})"
+            told.append((make_visible(row.name), found.difference, found.low, found.high, then))
+    sentences += say_sides(
+        told,
+        fewer="Under corruption, over the training seeds, these err less",
+        more="Over the training seeds these err more",
+        neither=f"Not told apart from {name} by these seeds",
+    )
+    if single:
+        sentences.append(f"One common seed says nothing about other seeds: {', '.join(single)}.")
     return sentences
 
 

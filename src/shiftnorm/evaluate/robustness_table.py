@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from shiftnorm.evaluate.fingerprint import other_contents
@@ -20,6 +20,7 @@ __all__ = [
     "label_results",
     "make_visible",
     "render_markdown",
+    "say_sides",
 ]
 
 # What decides which images a network was shown; how it was fed (normalization, batches, precision) is its own affair.
@@ -225,19 +226,43 @@ def describe_results(results: Sequence[Result], differences: Mapping[int, Estima
         if hurt:
             sentences.append(f"The class hurt most is {make_visible(hurt[0].name)} (+{hurt[0].added:.1f} points).")
         return sentences
-    told = {"fewer": [], "more": [], "": []}
-    for place, estimate in differences.items():
-        if estimate.low is None or estimate.high is None:
-            continue
-        side = "fewer" if estimate.high < 0 else "more" if estimate.low > 0 else ""
-        told[side].append(labels[place] + (f" by {abs(estimate.value):.1f} points" if side else ""))
-    if told["fewer"]:
-        sentences.append(f"Under corruption these err less than {labels[0]}: {', '.join(told['fewer'])}.")
-    if told["more"]:
-        sentences.append(f"These err more: {', '.join(told['more'])}.")
-    if told[""]:
-        sentences.append(f"Not told apart from {labels[0]} by these images: {', '.join(told[''])}.")
-    return sentences
+    told = [
+        (labels[place], estimate.value, estimate.low, estimate.high, "")
+        for place, estimate in differences.items()
+        if estimate.low is not None and estimate.high is not None
+    ]
+    return [
+        *sentences,
+        *say_sides(
+            told,
+            fewer=f"Under corruption these err less than {labels[0]}",
+            more="These err more",
+            neither=f"Not told apart from {labels[0]} by these images",
+        ),
+    ]
+
+
+def say_sides(
+    told: Iterable[tuple[str, float, float, float, str]], *, fewer: str, more: str, neither: str
+) -> list[str]:
+    """Sentences on which differences have intervals below zero, above it, or around it.
+
+    Example:
+        >>> told = [("a", -2.0, -3.0, -1.0, ""), ("b", 0.5, -1.0, 2.0, "")]
+        >>> say_sides(told, fewer="Less", more="More", neither="Equal")
+        ['Less: a by 2.0 points.', 'Equal: b.']
+
+    Args:
+        told: name, difference, lower and upper end of its interval, and what follows it.
+        fewer: how the sentence on those below zero begins.
+        more: on those above zero.
+        neither: on the others.
+    """
+    sides: dict[str, list[str]] = {fewer: [], more: [], neither: []}
+    for name, difference, low, high, then in told:
+        side = fewer if high < 0 else more if low > 0 else neither
+        sides[side].append(name if side is neither else f"{name} by {abs(difference):.1f} points{then}")
+    return [f"{side}: {', '.join(names)}." for side, names in sides.items() if names]
 
 
 def render_markdown(
