@@ -69,7 +69,8 @@ def test_outputs_gradients_and_buffers_are_the_formulas(
     ours, plain = (NORMS[name](shape[1]).to(dtype).train() for _ in range(2))
     for parameter in ours.parameters():
         nn.init.normal_(parameter)
-    plain.load_state_dict(ours.state_dict())
+    start = {key: value.clone() for key, value in ours.state_dict().items()}
+    plain.load_state_dict(start)
     x = spread_planes(shape, dtype)
     g, draw = torch.randn_like(x), ours.draw(x)
     found = everything(ours, x, g, draw)
@@ -80,12 +81,18 @@ def test_outputs_gradients_and_buffers_are_the_formulas(
         expected = everything(plain, x, g, draw)
     assert not calls
     assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        # BatchNorm over 2 samples loses what its inputs have in common, and all digits where they have all
-        size = float(value.double().abs().max())
-        bound = 1e-10 if dtype == torch.float64 else 1e-3
-        error = float((found[key] - value).double().abs().max())
-        assert error <= bound * max(size, 1.0), f"{key}: off by {error}, of {size}"
+    # Where float32 formulas are themselves far from the truth, as a gate's BatchNorm is over samples much alike, the
+    # kernel need not be nearer.
+    exact = NORMS[name](shape[1]).double().train()
+    exact.load_state_dict(start)
+    with monkeypatch.context() as patch:
+        patch.setattr(base, "has_retargeting", lambda x: False)
+        truth = everything(exact, x.double(), g.double(), draw)
+    for key, value in truth.items():
+        size = max(float(value.double().abs().max()), 1.0)
+        theirs, own = (float((each[key].double() - value.double()).abs().max()) for each in (expected, found))
+        bound = 1e-10 if dtype == torch.float64 else 2e-4
+        assert own <= max(bound * size, 4 * theirs * (dtype == torch.float32)), f"{key}: off by {own}, not {theirs}"
 
 
 def test_threads_change_no_bit(threads: None) -> None:
