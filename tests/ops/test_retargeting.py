@@ -1,4 +1,4 @@
-"""What CrossNorm and SelfNorm make of moments by one C++ kernel, against the formulas of the norms."""
+"""What norms make of moments by C++ kernels between the passes, against the formulas of the norms."""
 
 from __future__ import annotations
 
@@ -8,8 +8,37 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shiftnorm.norms import CNSN, BatchNorm, Chain, CrossNorm, CrossNormDraw, InstanceNorm, LayerNorm, SelfNorm, base
-from shiftnorm.ops import Affine, Exchange, Gate, Moments, Pool, has_retargeting, retarget, use_backend
+from shiftnorm.norms import (
+    CNSN,
+    IBN,
+    AttentiveNorm,
+    BatchInstanceNorm,
+    BatchNorm,
+    Chain,
+    CrossNorm,
+    CrossNormDraw,
+    InstanceNorm,
+    LayerNorm,
+    RepresentativeBatchNorm,
+    SelfNorm,
+    SwitchNorm,
+)
+from shiftnorm.ops import (
+    Affine,
+    Attention,
+    Exchange,
+    Gate,
+    Moments,
+    Pool,
+    Switch,
+    attend,
+    attending,
+    has_retargeting,
+    retarget,
+    switch,
+    switching,
+    use_backend,
+)
 from shiftnorm.ops import retargeting as module
 from shiftnorm.ops.cpp import CppBackend
 
@@ -30,6 +59,19 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "behind means of channels": lambda channels: Chain(InstanceNorm(channels, affine=True), CrossNorm()),
     "behind gains of samples": lambda channels: Chain(LayerNorm(channels), CrossNorm(), CrossNorm()),
     "in another order": lambda channels: Chain(SelfNorm(channels), CrossNorm(), SelfNorm(channels)),
+    "BatchNorm twice": lambda channels: Chain(BatchNorm(channels), BatchNorm(channels, affine=False)),
+    "IBN": IBN,
+    "IBN, batch first": lambda channels: IBN(channels, ratio=0.3 * (channels > 1), order="batch_first"),
+    "BatchInstanceNorm": BatchInstanceNorm,
+    "a bare BatchInstanceNorm": lambda channels: BatchInstanceNorm(channels, affine=False, track_running_stats=False),
+    "RepresentativeBatchNorm": RepresentativeBatchNorm,
+    "RepresentativeBatchNorm from BatchNorm": lambda channels: RepresentativeBatchNorm(channels, start="batch"),
+    "SwitchNorm": SwitchNorm,
+    "a bare SwitchNorm": lambda channels: SwitchNorm(channels, affine=False, track_running_stats=False),
+    "SwitchNorm behind others": lambda channels: Chain(BatchInstanceNorm(channels), CrossNorm(), SwitchNorm(channels)),
+    "AttentiveNorm": AttentiveNorm,
+    "AttentiveNorm over groups": lambda channels: AttentiveNorm(channels, base="group", num_groups=1),
+    "AttentiveNorm of other shares": lambda channels: AttentiveNorm(channels, num_pairs=3, attention="bn_softmax"),
 }  # fmt: skip
 # one channel, a part of a vector, a part of a block, several blocks, work for several threads
 SHAPES = [(2, 1, 3), (5, 17, 4), (8, 70, 3), (33, 256, 2)]
@@ -39,8 +81,9 @@ SHAPES = [(2, 1, 3), (5, 17, 4), (8, 70, 3), (33, 256, 2)]
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     """One entry for every call of the kernel."""
     made: list[bool] = []
-    run = module.run_retarget
-    monkeypatch.setattr(module, "run_retarget", lambda arguments: made.append(True) or run(arguments))
+    run = module.run_between
+    for each in (module, switching, attending):
+        monkeypatch.setattr(each, "run_between", lambda *arguments: made.append(True) or run(*arguments))
     yield made
 
 
@@ -77,7 +120,7 @@ def test_outputs_gradients_and_buffers_are_the_formulas(
     assert calls
     calls.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(base, "has_retargeting", lambda x: False)
+        patch.setattr(module, "has_cpp", lambda: False)
         expected = everything(plain, x, g, draw)
     assert not calls
     assert found.keys() == expected.keys()
@@ -86,7 +129,7 @@ def test_outputs_gradients_and_buffers_are_the_formulas(
     exact = NORMS[name](shape[1]).double().train()
     exact.load_state_dict(start)
     with monkeypatch.context() as patch:
-        patch.setattr(base, "has_retargeting", lambda x: False)
+        patch.setattr(module, "has_cpp", lambda: False)
         truth = everything(exact, x.double(), g.double(), draw)
     for key, value in truth.items():
         size = max(float(value.double().abs().max()), 1.0)
@@ -95,12 +138,13 @@ def test_outputs_gradients_and_buffers_are_the_formulas(
         assert own <= max(bound * size, 4 * theirs * (dtype == torch.float32)), f"{key}: off by {own}, not {theirs}"
 
 
-def test_threads_change_no_bit(threads: None) -> None:
-    norm, x = Chain(BatchNorm(300), *CNSN(300)), spread_planes((16, 300, 2), torch.float32)
+@pytest.mark.parametrize("name", ["behind BatchNorm", "BatchInstanceNorm", "SwitchNorm", "AttentiveNorm"])
+def test_threads_change_no_bit(name: str, threads: None) -> None:
+    norm, x = NORMS[name](300), spread_planes((16, 300, 2), torch.float32)
     draw, results = norm.draw(x), []
     for count in (1, 2, 5):
         torch.set_num_threads(count)
-        again = Chain(BatchNorm(300), *CNSN(300))
+        again = NORMS[name](300)
         again.load_state_dict(norm.state_dict())
         results.append(everything(again, x, x.flip(0), draw))
     for result in results[1:]:
@@ -124,6 +168,63 @@ def test_gradients_of_gradients_and_of_batches() -> None:
 
     assert torch.autograd.gradcheck(through, of_parameters)
     assert torch.autograd.gradgradcheck(through, of_parameters)
+
+
+@pytest.mark.parametrize("name", ["BatchNorm twice", "IBN", "BatchInstanceNorm", "SwitchNorm", "AttentiveNorm"])
+def test_gradients_of_gradients_of_x(name: str, calls: list[bool]) -> None:
+    norm, x = NORMS[name](3).double(), spread_planes((4, 3, 2), torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(norm, x, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(norm, x)
+    assert calls
+
+
+def _through_pool(m: Moments, *rows: Tensor) -> Affine | tuple[Tensor, Tensor] | None:
+    return retarget(m, Pool(*rows[:2], None, None, None, pace=0.0, eps=1e-5, share=rows[2]), None, None)
+
+
+def _through_switch(m: Moments, *rows: Tensor) -> Affine | tuple[Tensor, Tensor] | None:
+    return switch(m, Switch(*rows, None, None, None, pace=0.0, eps=1e-5))
+
+
+def _through_attention(m: Moments, *rows: Tensor) -> Affine | tuple[Tensor, Tensor] | None:
+    return attend(m, Attention(*rows, None, None, None, pace=0.0, eps=1e-3, norm_eps=1e-5))
+
+
+PARAMETERS = {
+    _through_pool: ((4, 3), (4, 3), (3,)),
+    _through_switch: ((3,), (3,), (3,), (3,)),
+    _through_attention: ((2, 3), (2,), (2,), (2, 3), (2, 3)),
+}
+
+
+@pytest.mark.parametrize("through", PARAMETERS)
+def test_gradients_of_gradients_of_parameters(through: Callable[..., tuple[Tensor, Tensor] | None]) -> None:
+    x = spread_planes((4, 3, 2), torch.float64)
+    rows = [torch.rand(shape, dtype=torch.float64) + 0.1 for shape in PARAMETERS[through]]
+    inputs = [each.requires_grad_() for each in (x.mean((2, 3)), x.var((2, 3), correction=0), *rows)]
+
+    def both(mean: Tensor, var: Tensor, *rows: Tensor) -> Tensor:
+        if through is _through_switch:  # shares with the sum 1, as the kernel asks for
+            rows = (*(torch.softmax(each, 0) for each in rows[:2]), *rows[2:])
+        found = through(Moments(mean, var, 4), *rows)
+        assert found is not None
+        return found[0] + 2 * found[1]
+
+    assert torch.autograd.gradcheck(both, inputs)
+    assert torch.autograd.gradgradcheck(both, inputs)
+
+
+@pytest.mark.parametrize("name", ["IBN", "IBN, batch first"])
+def test_instance_channels_do_not_see_the_batch(name: str, calls: list[bool]) -> None:
+    norm, x = NORMS[name](8).train(), spread_planes((4, 8, 3), torch.float32)
+    own = slice(0, 4) if name == "IBN" else slice(6, 8)
+    x[1, own, 0, 0] = float("nan")
+    x.requires_grad_()
+    y = norm(x)
+    kept = [0, 2, 3]
+    assert calls and bool(y[1, own].isnan().all()) and bool(y[kept].isfinite().all())
+    y[kept].square().sum().backward()
+    assert x.grad is not None and bool(x.grad[kept].isfinite().all())
 
 
 def test_frozen_parameters_and_unused_outputs() -> None:
@@ -196,6 +297,12 @@ ONLY_FORMULAS: dict[str, Callable[[], nn.Module]] = {
     "two branches": lambda: SelfNorm(3, two_branches=True),
     "mixing": lambda: SelfNorm(3, attention="mixing"),
     "cumulative averages": lambda: SelfNorm(3, momentum=None),
+    "cumulative averages of moments": lambda: SwitchNorm(3, momentum=None),
+    "sums of moments": lambda: SwitchNorm(3, using_moving_average=False),
+    "no batch": lambda: SwitchNorm(3, using_bn=False),
+    "no planes": lambda: SwitchNorm(3, using_in=False).eval(),
+    "attention in evaluation": lambda: AttentiveNorm(3).eval(),
+    "instances alone": lambda: IBN(3, ratio=1.0),
     "a hook on the gate": _listened_to,
     "evaluation": lambda: SelfNorm(3).eval(),
     "parameters in half precision": lambda: SelfNorm(3, dtype=torch.bfloat16),
@@ -248,6 +355,18 @@ def test_moments_that_it_does_not_take() -> None:
     for wrong in (torch.ones(2, 3), torch.ones(4, 2), torch.ones(4, 3, device="meta")):
         assert retarget(m, Affine(wrong, m.mean), exchange, None) is None
         assert retarget(m, Affine(m.mean, wrong), exchange, None) is None
+        assert _through_pool(m, row, torch.zeros(3), wrong) is None
+        third = torch.full((3,), 1 / 3)
+        assert _through_switch(m, third, wrong, row, row) is None
+        assert _through_switch(m, third, third, wrong, row) is None
+        assert _through_attention(m, torch.ones(3, 3), row, row, torch.ones(3, 3), wrong) is None
+        assert _through_attention(m, wrong, row, row, torch.ones(3, 3), torch.ones(3, 3)) is None
+    thin = Moments(m.mean[:, :1].expand(4, 3), m.var, 9)
+    assert _through_switch(thin, torch.ones(3) / 3, torch.ones(3) / 3, row, row) is None
+    one = Moments(m.mean[:1], m.var, 9)
+    pooled = _through_pool(one, row, torch.zeros(3), row)
+    assert pooled is not None
+    torch.testing.assert_close(pooled[1], torch.zeros(4, 3))
     counter = torch.tensor(0, dtype=torch.int32)
     assert retarget(m, Pool(None, None, None, None, counter, pace=0.1, eps=1e-5), exchange, None) is None
     strided = Moments(torch.randn(3, 4).T, torch.rand(3, 4).T, 9)

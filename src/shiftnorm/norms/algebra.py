@@ -56,8 +56,8 @@ def algebra_by_kernel(live: Live, m: Moments) -> Affine:
     Example:
         >>> from shiftnorm.norms import BatchNorm, SelfNorm
         >>> m = Moments(torch.zeros(2, 3), torch.ones(2, 3), 36)
-        >>> algebra_by_kernel([(BatchNorm(3), None), (BatchNorm(3), None)], m).gain.shape
-        torch.Size([1, 3])
+        >>> algebra_by_kernel([(BatchNorm(3), None), (BatchNorm(3), None)], m).mean.shape
+        torch.Size([2, 3])
 
     Args:
         live: as in :func:`algebra_of`.
@@ -98,7 +98,7 @@ def _by_kernel(left: Live, m: Moments, before: Affine | None) -> tuple[int, Affi
         else:
             break
         taken += 1
-    if exchange is None and gate is None:
+    if taken == 0:
         return None
     affine = retarget(m, pool or before, exchange, gate)
     return None if affine is None else (taken, affine)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, final, get_args
+from typing import Literal, NamedTuple, cast, final, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shiftnorm.norms.base import MomentNorm, OfficialTensor
+from shiftnorm.norms.base import MomentNorm, OfficialTensor, has_hooks
 from shiftnorm.norms.running import RunningMoments
-from shiftnorm.ops import Affine, Moments
+from shiftnorm.ops import Affine, Attention, Moments, attend
 
 __all__ = ["AttentionWeights", "AttentiveNorm"]
 
-Attention = Literal["sigmoid", "hsigmoid", "mlp", "bn_hsigmoid", "bn_sigmoid", "bn_softmax", "mlp_bn"]
+AttentionName = Literal["sigmoid", "hsigmoid", "mlp", "bn_hsigmoid", "bn_sigmoid", "bn_softmax", "mlp_bn"]
+
+
+_NORM_EPS = 1e-5  # of the BatchNorm in the attention
 
 
 class _HardSigmoid(nn.Module):
@@ -98,7 +101,7 @@ class AttentiveNorm(RunningMoments, MomentNorm):
         num_pairs: int = 10,
         base: Literal["batch", "group"] = "batch",
         num_groups: int | None = None,
-        attention: Attention = "bn_hsigmoid",
+        attention: AttentionName = "bn_hsigmoid",
         attention_eps: float = 1e-3,
     ) -> None:
         MomentNorm.__init__(self, num_features)
@@ -139,10 +142,13 @@ class AttentiveNorm(RunningMoments, MomentNorm):
             >>> norm.affine(Moments(torch.randn(4, 2), torch.ones(4, 2), 9)).gain.shape
             torch.Size([4, 2])
         """
-        share = self.attention_weights(m)
+        weight, bias = self.attention_weights.mixed(m, self.pair_weight, self.pair_bias)
+        affine = self.by_kernel(m, self.eps, weight, bias)
+        if affine is not None:
+            return affine
         seen = self.seen(m) if self.base == "batch" else m.pooled(over="groups", groups=self.num_groups)
-        gain = (share @ self.pair_weight.to(share.dtype)) * torch.rsqrt(seen.var + self.eps)
-        return Affine(gain, torch.addcmul(share @ self.pair_bias.to(share.dtype), gain, m.mean - seen.mean))
+        gain = weight * torch.rsqrt(seen.var + self.eps)
+        return Affine(gain, torch.addcmul(bias, gain, m.mean - seen.mean))
 
     def _official(self, state: Mapping[str, Tensor]) -> dict[str, OfficialTensor]:
         table = {name: OfficialTensor(name) for name in state}
@@ -204,7 +210,7 @@ class AttentionWeights(nn.Module):
         self,
         num_features: int,
         num_pairs: int,
-        attention: Attention = "bn_hsigmoid",
+        attention: AttentionName = "bn_hsigmoid",
         *,
         eps: float = 1e-3,
         momentum: float | None = 0.1,
@@ -213,9 +219,9 @@ class AttentionWeights(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if attention not in get_args(Attention):
+        if attention not in get_args(AttentionName):
             raise ValueError(
-                f"AttentionWeights: expected attention to be one of {get_args(Attention)}, got {attention!r}."
+                f"AttentionWeights: expected attention to be one of {get_args(AttentionName)}, got {attention!r}."
             )
         if num_pairs < 1:
             raise ValueError(f"AttentionWeights: expected num_pairs to be at least 1, got {num_pairs}.")
@@ -251,6 +257,35 @@ class AttentionWeights(nn.Module):
             else:
                 z = layer(z)
         return z
+
+    def mixed(self, m: Moments, *pairs: Tensor) -> tuple[Tensor, ...]:
+        """Several (K, C) parameters mixed by the shares, (N, C) each; two by one C++ kernel each way where that can be.
+
+        Example:
+            >>> m = Moments(torch.randn(4, 2), torch.ones(4, 2), 9)
+            >>> [each.shape for each in AttentionWeights(2, 3).mixed(m, torch.ones(3, 2), torch.zeros(3, 2))]
+            [torch.Size([4, 2]), torch.Size([4, 2])]
+
+        Args:
+            m: (N, C) moments.
+            pairs: what to mix.
+        """
+        found = self._by_kernel(m, *pairs) if len(pairs) == 2 else None
+        if found is not None:
+            return found
+        share = self(m)
+        return tuple(share @ each.to(share.dtype) for each in pairs)
+
+    def _by_kernel(self, m: Moments, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor] | None:
+        linear, norm, *_ = layers = tuple(self.layers)
+        if tuple(map(type, layers)) != (nn.Linear, _BatchNorm, _HardSigmoid) or any(map(has_hooks, self.modules())):
+            return None
+        linear, norm = cast("nn.Linear", linear), cast("_BatchNorm", norm)
+        if not norm.has_kernel(m):
+            return None
+        pace = cast("float", norm.momentum)
+        own = (linear.weight, norm.weight, norm.bias, weight, bias)
+        return attend(m, Attention(*own, *norm.updated(), pace, self.eps, _NORM_EPS))
 
     def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Translate the authors' state_dict of this part into ours; their linear layers are 1x1 convolutions.
@@ -309,7 +344,7 @@ class _BatchNorm(RunningMoments):
         self.init_running(num_features, momentum=momentum, device=device, dtype=dtype)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.normalise_features(z, self.weight, self.bias)
+        return self.normalise_features(z, self.weight, self.bias, _NORM_EPS)
 
 
 def _official_layers(state: Mapping[str, Tensor]) -> dict[str, OfficialTensor]:

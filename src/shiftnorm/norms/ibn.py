@@ -110,7 +110,14 @@ class IBN(RunningMoments, MomentNorm):
             tensor([[ 0., -1.],
                     [ 0.,  1.]], grad_fn=...)
         """
-        batch = m if self.num_instance == self.num_features else self.seen(m)
+        channels = m.var.shape[1]
+        if self.num_instance < channels and self.has_kernel(m):
+            of_batch = m.var.new_ones(channels)
+            (of_batch[: self._first] if self.order == "instance_first" else of_batch[self._first :]).zero_()
+            affine = self.by_kernel(m, self.eps, self.weight, self.bias, of_batch)
+            if affine is not None:
+                return affine
+        batch = m if self.num_instance == channels else self.seen(m)
         mean, var = self._joined(m.mean, batch.mean), self._joined(m.var, batch.var)
         gain = torch.rsqrt(var + self.eps)
         if self.weight is not None:

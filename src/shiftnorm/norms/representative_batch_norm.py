@@ -94,15 +94,18 @@ class RepresentativeBatchNorm(RunningMoments, MomentNorm):
             torch.Size([4, 2])
         """
         centered = Moments(m.mean * (1 + self.center_weight), m.var, m.count)
-        batch = self.seen(centered)
-        scale = torch.rsqrt(batch.var + self.eps)
-        offset = centered.mean - batch.mean
-        gate = torch.sigmoid(self.scale_weight * (offset * scale) + self.scale_bias)
-        gain = scale * (gate if self.height == 1.0 else self.height * gate)
+        scale, level = self.by_kernel(centered, self.eps, None, None) or self._standardised(centered)
+        gate = torch.sigmoid(torch.addcmul(self.scale_bias, self.scale_weight, level))
+        if self.height != 1.0:
+            gate = self.height * gate
         if self.weight is not None:
-            gain = self.weight * gain
-        mean = gain * offset
-        return Affine(gain, mean if self.bias is None else mean + self.bias)
+            gate = self.weight * gate
+        return Affine(gate * scale, gate * level if self.bias is None else torch.addcmul(self.bias, gate, level))
+
+    def _standardised(self, m: Moments) -> Affine:
+        batch = self.seen(m)
+        scale = torch.rsqrt(batch.var + self.eps)
+        return Affine(scale, scale * (m.mean - batch.mean))
 
     def extra_repr(self) -> str:
         """The arguments, as torch prints them.

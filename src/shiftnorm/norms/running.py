@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shiftnorm.ops import Moments, is_traced
+from shiftnorm.ops import Affine, Moments, Pool, has_retargeting, is_traced, retarget
 
 __all__ = ["RunningMoments", "Source"]
 
@@ -182,6 +182,38 @@ class RunningMoments(nn.Module):
         if self._source != "auto" or not self.training:
             return None, None, None
         return self.running_mean, self.running_var, self.num_batches_tracked
+
+    def has_kernel(self, m: Moments) -> bool:
+        """Whether it is worth asking :meth:`by_kernel`.
+
+        Example:
+            >>> from shiftnorm.norms import BatchNorm
+            >>> BatchNorm(3).has_kernel(Moments(*torch.ones(2, 2, 3, device="meta"), 4))
+            False
+        """
+        return self.pools_batch and self.is_plain and has_retargeting(m.var)
+
+    def by_kernel(
+        self, m: Moments, eps: float, weight: Tensor | None, bias: Tensor | None, share: Tensor | None = None
+    ) -> Affine | None:
+        """``ops.Pool`` of this norm by one C++ kernel each way, running moments updated; None where it does not apply.
+
+        Example:
+            >>> from shiftnorm.norms import BatchNorm
+            >>> m = Moments(torch.ones(2, 3), torch.ones(2, 3), 4)
+            >>> BatchNorm(3).eval().by_kernel(m, 1e-5, None, None) is None
+            True
+
+        Args:
+            m: (N, C) moments.
+            eps: added to the variance.
+            weight: (C,) or (N, C), or None.
+            bias: (C,) or (N, C), or None.
+            share: (C,), of the batch; None for ones.
+        """
+        if not self.has_kernel(m):
+            return None
+        return retarget(m, Pool(weight, bias, *self.updated(), cast("float", self.momentum), eps, share), None, None)
 
     def seen(self, m: Moments) -> Moments:
         """The (1, C) batch moments the norm uses, from the planes' moments; updates the running ones where due.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, final
+from typing import Literal, cast, final
 
 import torch
 from torch import Tensor, nn
 
 from shiftnorm.norms.base import MomentNorm, OfficialTensor
 from shiftnorm.norms.running import RunningMoments
-from shiftnorm.ops import Affine, Moments
+from shiftnorm.ops import Affine, Moments, Switch, switch
 
 __all__ = ["SwitchNorm"]
 
@@ -129,6 +129,12 @@ class SwitchNorm(RunningMoments, MomentNorm):
             >>> SwitchNorm(2).affine(Moments(torch.zeros(4, 2), torch.ones(4, 2), 9)).gain.shape
             torch.Size([4, 2])
         """
+        if self.using_in and self.using_bn and self.using_moving_average and self.has_kernel(m):
+            of_mean, of_var = (torch.softmax(each.to(m.mean.dtype), 0) for each in (self.mean_weight, self.var_weight))
+            pace = cast("float", self.momentum)
+            affine = switch(m, Switch(of_mean, of_var, self.weight, self.bias, *self.updated(), pace, self.eps))
+            if affine is not None:
+                return affine
         means: list[Tensor] = []
         variances: list[Tensor] = []
         if self.using_in:

@@ -74,6 +74,17 @@ class CppBackend:
             return f"takes x with spatial dimensions and at least one element, x has shape {tuple(x.shape)}"
         if not (x.is_contiguous() or _is_channels_last(x)):
             return f"takes contiguous or channels-last tensors, x has strides {x.stride()}"
+        return self.unavailable()
+
+    def unavailable(self) -> str | None:
+        """Why nothing can run here, whatever x is, or None; the first question starts the compiler.
+
+        Example:
+            >>> CppBackend(enabled=False).unavailable()
+            'is switched off'
+        """
+        if not self.enabled:
+            return "is switched off"
         library = _library()
         if isinstance(library, str):
             return library
@@ -184,15 +195,16 @@ class _Library:
         for function, pointers in ((self.moments, 3), (self.reduce, 5), (self.apply, 5), (self.combine, 7)):
             function.argtypes = shape + [ctypes.c_void_p] * pointers
             function.restype = None
-        self.retarget = library.shiftnorm_retarget
-        self.retarget.argtypes = [ctypes.c_char_p]
+        self.between = {name: getattr(library, f"shiftnorm_{name}") for name in ("attend", "retarget", "switch")}
+        for function in self.between.values():
+            function.argtypes = [ctypes.c_char_p]
         self.parallel = bool(library.shiftnorm_is_parallel())
         self.why_serial = why_serial
 
 
-def run_retarget(arguments: bytes) -> bool:
-    """Run the kernel of ``ops.retarget`` on its packed arguments; False if a partner is no sample."""
-    return bool(_kernels().retarget(arguments))
+def run_between(name: str, arguments: bytes) -> bool:
+    """Run a kernel between the passes on its packed arguments; False if an index among them is out of range."""
+    return bool(_kernels().between[name](arguments))
 
 
 def _kernels() -> _Library:

@@ -15,7 +15,7 @@ from shiftnorm.ops.cpp import CppBackend
 from shiftnorm.ops.eager import EagerBackend
 from shiftnorm.ops.triton_backend import TritonBackend
 
-__all__ = ["BACKENDS", "Backend", "choose", "explain", "is_batched", "is_forced", "is_traced", "use_backend"]
+__all__ = ["BACKENDS", "Backend", "choose", "explain", "has_cpp", "is_batched", "is_forced", "is_traced", "use_backend"]
 
 
 class Backend(Protocol):
@@ -46,7 +46,8 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS: tuple[Backend, ...] = (CppBackend(), AtenBackend(), TritonBackend(), EagerBackend())
+_cpp = CppBackend()
+BACKENDS: tuple[Backend, ...] = (_cpp, AtenBackend(), TritonBackend(), EagerBackend())
 
 _forced: ContextVar[str | None] = ContextVar("shiftnorm_backend", default=None)
 
@@ -71,6 +72,17 @@ def choose(x: Tensor) -> Backend:
             return backend
         objections.append(f"{backend.name} {objection}")
     raise RuntimeError(f"no backend takes x of shape {tuple(x.shape)}, {x.dtype}, {x.device}: " + "; ".join(objections))
+
+
+def has_cpp() -> bool:
+    """Whether the C++ kernels can run here and ``use_backend`` does not set them aside.
+
+    Example:
+        >>> with use_backend("eager"):
+        ...     has_cpp()
+        False
+    """
+    return _forced.get() in (None, _cpp.name) and _cpp.unavailable() is None
 
 
 def is_forced() -> bool:

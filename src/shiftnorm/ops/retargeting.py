@@ -10,28 +10,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shiftnorm.ops.cpp import CppBackend, run_retarget
-from shiftnorm.ops.dispatch import choose, is_batched, is_traced
+from shiftnorm.ops.cpp import run_between
+from shiftnorm.ops.dispatch import has_cpp, is_batched, is_traced
+from shiftnorm.ops.rows import ELEMENTS, address, fits, gradients_by_autograd, is_counter, is_row
 from shiftnorm.ops.types import Affine, Moments
 
 __all__ = ["Exchange", "Gate", "Pool", "has_retargeting", "retarget"]
 
 
 class Pool(NamedTuple):
-    """Every channel is normalised by its moments over the batch: BatchNorm in training.
+    """Every channel is normalised by its moments over the batch: BatchNorm in training, and what is built on it.
+
+        z = (x - batch.mean) / sqrt(batch.var + eps)                    # share of it; the rest:
+        own = (x - m.mean) / sqrt(m.var + eps)
+        y = weight * (share * z + (1 - share) * own) + bias
 
     Example:
         >>> Pool(None, None, None, None, None, pace=0.1, eps=1e-5).eps
         1e-05
 
     Args:
-        weight: (C,); None for ones.
-        bias: (C,); None for zeros.
+        weight: (C,) or (N, C); None for ones.
+        bias: (C,) or (N, C); None for zeros.
         running_mean: (C,), updated; None where there is none.
         running_var: (C,), likewise, unbiased.
         batches: the int64 that counts batches, updated; None where there is none.
         pace: weight of this batch in them.
         eps: added to the variance.
+        share: (C,), of the batch; a channel with 0 does not see the batch at all. None for ones.
     """
 
     weight: Tensor | None
@@ -41,6 +47,7 @@ class Pool(NamedTuple):
     batches: Tensor | None
     pace: float
     eps: float
+    share: Tensor | None = None
 
 
 class Exchange(NamedTuple):
@@ -92,14 +99,14 @@ class Gate(NamedTuple):
     height: float = 1.0
 
 
-def has_retargeting(x: Tensor) -> bool:
-    """Whether :func:`retarget` may compute what lies between the passes over x.
+def has_retargeting(tensor: Tensor) -> bool:
+    """Whether :func:`retarget` may compute with a tensor of moments, or with those of x.
 
     Example:
-        >>> has_retargeting(torch.zeros(2, 3))
+        >>> has_retargeting(torch.zeros(2, 3, device="meta"))
         False
     """
-    return x.device.type == "cpu" and not is_traced(x) and isinstance(choose(x), CppBackend)
+    return tensor.device.type == "cpu" and not is_traced(tensor) and has_cpp()
 
 
 def retarget(m: Moments, before: Affine | Pool | None, exchange: Exchange | None, gate: Gate | None) -> Affine | None:
@@ -130,44 +137,29 @@ def retarget(m: Moments, before: Affine | Pool | None, exchange: Exchange | None
     samples, channels = m.var.shape
     pool = before if isinstance(before, Pool) else None
     gain, mean = before if isinstance(before, Affine) else (None, m.mean)
-    if not isinstance(m.count, int) or samples < 2 or m.var.dtype not in _ELEMENTS or m.var.device.type != "cpu":
+    if not isinstance(m.count, int) or samples < 2 or m.var.dtype not in ELEMENTS or m.var.device.type != "cpu":
         return None
     rows = ((samples, channels), (1, channels), (samples, 1), (1, 1))
-    if not all(_fits(each, m.var, rows) for each in (m.var, m.mean, mean, gain)):
+    if not all(fits(each, m.var, rows) for each in (m.var, m.mean, mean, gain)):
         return None
-    if not all(
-        _is_row(each, m.var, (channels,)) for each in (*(pool[:4] if pool else ()), *(gate[1:5] if gate else ()))
-    ):
+    of_channels = (*((*pool[2:4], pool.share) if pool else ()), *(gate[1:5] if gate else ()))
+    if not all(is_row(each, m.var, ((channels,),)) for each in of_channels):
         return None
-    if gate and not _is_row(gate.linear, m.var, (channels, 2)):
+    if pool and not all(is_row(each, m.var, ((channels,), (samples, channels))) for each in pool[:2]):
+        return None
+    if gate and not is_row(gate.linear, m.var, ((channels, 2),)):
         return None
     counters = (exchange.partner if exchange else None, pool.batches if pool else None, gate.batches if gate else None)
-    if any(each is not None and (each.dtype != torch.int64 or each.device.type != "cpu") for each in counters):
+    if not all(is_counter(each) for each in counters):
         return None
     if exchange and exchange.partner.shape != (samples,):
         return None
     setting = _Setting(m.count, pool, exchange, gate)
-    var, mean = m.var.contiguous(), _as_rows(mean, m.var)
+    var, mean = m.var.contiguous(), _as_rows(mean.expand_as(m.var) if pool else mean, m.var)
     gain = None if gain is None else _as_rows(gain, m.var)
-    parameters = (*(gate[:3] if gate else (None, None, None)), *(pool[:2] if pool else (None, None)))
+    parameters = (*(gate[:3] if gate else (None,) * 3), *((*pool[:2], pool.share) if pool else (None,) * 3))
     outputs = _Retarget.apply(var, mean, gain, *parameters, setting)
     return Affine(*cast("tuple[Tensor, Tensor]", outputs))
-
-
-_ELEMENTS = {torch.float32: 0, torch.float64: 1}
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
-# The kernel believes what it is told: anything else would be read past its end, or as something else.
-def _fits(each: Tensor | None, like: Tensor, shapes: tuple[tuple[int, ...], ...]) -> bool:
-    if each is None:
-        return True
-    plain = type(each) in _PLAIN and not each.is_neg()
-    return plain and each.dtype == like.dtype and each.device == like.device and each.shape in shapes
-
-
-def _is_row(each: Tensor | None, like: Tensor, shape: tuple[int, ...]) -> bool:
-    return each is None or (_fits(each, like, (shape,)) and each.is_contiguous())
 
 
 def _as_rows(row: Tensor, like: Tensor) -> Tensor:
@@ -188,11 +180,7 @@ class _Setting(NamedTuple):
 
 # ``struct Retarget`` of kernels/retarget.h: integers, numbers and addresses, eight bytes each. A ctypes structure would
 # take ten times as long to fill.
-_ARGUMENTS = struct.Struct("@4q d 3P 2q 7P 3d P d 6P 4d 4P 2P 9P")
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+_ARGUMENTS = struct.Struct("@4q d 3P 2q 3P 2q 3P 3P 3d P d 6P 4d 4P 2P 10P")
 
 
 class _Retarget(torch.autograd.Function):
@@ -205,9 +193,10 @@ class _Retarget(torch.autograd.Function):
         *optional, setting = rest
         inputs: tuple[Tensor | None, ...] = (var, mean, *optional)
         samples, channels = var.shape
-        rows = bool(setting.pool) + bool(setting.exchange) + 2 * bool(setting.gate)
+        followed = bool(setting.exchange) or bool(setting.gate)
+        rows = 2 * (bool(setting.pool) and followed) + bool(setting.exchange) + 2 * bool(setting.gate)
         kept = var.new_empty(rows, samples, channels)
-        of_channels = var.new_empty(5, channels)
+        of_channels = var.new_empty(3, channels)
         new_gain, new_mean = torch.empty_like(var), torch.empty_like(var)
         partner = None if setting.exchange is None else setting.exchange.partner.contiguous()
         if not _run(inputs, partner, kept, of_channels, setting, (new_gain, new_mean)):
@@ -220,10 +209,11 @@ class _Retarget(torch.autograd.Function):
     def backward(ctx: Any, d_new_gain: Tensor, d_new_mean: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  (likewise)
         *inputs, partner, kept, of_channels = ctx.saved_tensors
         if torch.is_grad_enabled() or is_batched(d_new_gain) or is_batched(d_new_mean):
-            return *_plain_gradients(inputs, ctx.setting, (d_new_gain, d_new_mean), ctx.needs_input_grad), None
+            given, needed = (d_new_gain, d_new_mean), ctx.needs_input_grad[:-1]
+            return *gradients_by_autograd(lambda *each: _plain(each, ctx.setting), inputs, needed, given), None
         gradients = [None if each is None else torch.empty_like(each) for each in inputs]
         given = (d_new_gain.resolve_neg().contiguous(), d_new_mean.resolve_neg().contiguous())
-        scratch = kept.new_empty(kept.shape[1] + 1, kept.shape[2])
+        scratch = kept.new_empty(2 if ctx.setting.pool else 1, *kept.shape[1:])
         _run(inputs, partner, kept, of_channels, ctx.setting, given, gradients, scratch)
         return *gradients, None
 
@@ -235,50 +225,60 @@ def _run(
     of_channels: Tensor,
     setting: _Setting,
     results: tuple[Tensor, Tensor],
-    gradients: Sequence[Tensor | None] = (None,) * 8,
+    gradients: Sequence[Tensor | None] = (None,) * 9,
     scratch: Tensor | None = None,
 ) -> bool:
     """Forward, or backward with the gradients to fill; the results are then their gradients."""
-    var, mean, gain, linear, weight, bias, front_weight, front_bias = inputs
+    var, mean, gain, linear, weight, bias, *front = inputs
     assert var is not None and mean is not None
     samples, channels = var.shape
     _, pool, exchange, gate = setting
     row = channels * var.element_size()
+    plane = samples * row
     first = kept.data_ptr()
-    second = first + samples * row * bool(pool)
-    third = second + samples * row * bool(exchange)
-    d_var, d_mean, d_gain, *others = (_address(each) for each in gradients)
+    behind_pool = (first, first + plane) if exchange or gate else (results[0].data_ptr(), results[1].data_ptr())
+    second = first + 2 * plane * bool(pool and (exchange or gate))
+    third = second + plane * bool(exchange)
+    d_var, d_mean, d_gain, *others = (address(each) for each in gradients)
     if pool and scratch is not None:
-        d_gain = scratch.data_ptr() + samples * row  # behind BatchNorm the gain is a number between, not an input
+        d_gain = scratch.data_ptr() + plane  # behind BatchNorm the gain is a number between, not an input
     arguments = _ARGUMENTS.pack(
-        *(_ELEMENTS[var.dtype], torch.get_num_threads(), samples, channels, setting.bessel),
-        *(mean.data_ptr(), var.data_ptr(), _address(gain)),
+        *(ELEMENTS[var.dtype], torch.get_num_threads(), samples, channels, setting.bessel),
+        *(mean.data_ptr(), var.data_ptr(), address(gain)),
         channels if mean.shape[0] == samples else 0,
         channels if gain is not None and gain.shape[0] == samples else 0,
-        *(_address(front_weight), _address(front_bias)),
-        *((_address(pool.running_mean), _address(pool.running_var), _address(pool.batches)) if pool else (0, 0, 0)),
-        *((of_channels.data_ptr() + 2 * row, first) if pool else (0, 0)),
+        *(address(each) for each in front),
+        *(channels if each is not None and each.dim() == 2 else 0 for each in front[:2]),
+        *((address(pool.running_mean), address(pool.running_var), address(pool.batches)) if pool else (0, 0, 0)),
+        *((of_channels.data_ptr() + 2 * row, *behind_pool) if pool else (0, 0, 0)),
         *((pool.eps, pool.pace) if pool else (0.0, 0.0)),
         setting.size,
         *((partner.data_ptr(), exchange.eps) if exchange and partner is not None else (0, 0.0)),
-        *(_address(linear), _address(weight), _address(bias)),
-        *((_address(gate.running_mean), _address(gate.running_var), _address(gate.batches)) if gate else (0, 0, 0)),
+        *(address(linear), address(weight), address(bias)),
+        *((address(gate.running_mean), address(gate.running_var), address(gate.batches)) if gate else (0, 0, 0)),
         *((gate.eps, gate.norm_eps, gate.pace, gate.height) if gate else (0.0, 0.0, 0.0, 1.0)),
-        *(second, third, third + samples * row, of_channels.data_ptr()),
+        *(second, third, third + plane, of_channels.data_ptr()),
         *(results[0].data_ptr(), results[1].data_ptr()),
-        *(d_mean, d_var, d_gain, *others, _address(scratch)),
+        *(d_mean, d_var, d_gain, *others, address(scratch)),
     )
-    return run_retarget(arguments)
+    return run_between("retarget", arguments)
 
 
 def _plain(inputs: Sequence[Tensor | None], setting: _Setting) -> tuple[Tensor, Tensor]:
     """The kernel's formulas in operations that can be differentiated any number of times; no running moments."""
-    var, mean, gain, linear, weight, bias, front_weight, front_bias = inputs
+    var, mean, gain, linear, weight, bias, front_weight, front_bias, share = inputs
     var, mean = cast("Tensor", var), cast("Tensor", mean)
     if setting.pool is not None:
         m = Moments(mean, var, setting.size).pooled(over="batch")
-        gain = torch.rsqrt(m.var + setting.pool.eps) * (1.0 if front_weight is None else front_weight)
-        mean = gain * (mean - m.mean) + (0.0 if front_bias is None else front_bias)
+        of_weight = torch.ones_like(var) if front_weight is None else front_weight
+        level = gain = of_weight * torch.rsqrt(m.var + setting.pool.eps)
+        distance = mean - m.mean
+        if share is not None:
+            sees = share != 0
+            level, distance = torch.where(sees, share * level, 0.0), torch.where(sees, distance, 0.0)
+            own = torch.where(share == 1, 0.0, torch.rsqrt(var + setting.pool.eps))
+            gain = level + (1 - share) * of_weight * own
+        mean = level * distance + (0.0 if front_bias is None else front_bias)
     mean = mean.expand_as(var)
     total = torch.ones_like(var) if gain is None else gain.expand_as(var)
     if setting.exchange is not None:
@@ -292,22 +292,3 @@ def _plain(inputs: Sequence[Tensor | None], setting: _Setting) -> tuple[Tensor, 
         share = setting.gate.height * torch.sigmoid(level)
         mean, total = share * mean, share * total
     return total, mean
-
-
-def _plain_gradients(
-    inputs: Sequence[Tensor | None],
-    setting: _Setting,
-    gradients: tuple[Tensor, Tensor],
-    needed: tuple[bool, ...],
-) -> list[Tensor | None]:
-    differentiable = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # views, as one input may depend on another: a gain in front does on the variance
-        inputs = [None if each is None else each.view_as(each) for each in inputs]
-        wanted = [each for each, needs in zip(inputs, needed, strict=False) if needs and each is not None]
-        found = iter(
-            torch.autograd.grad(
-                _plain(inputs, setting), wanted, gradients, create_graph=differentiable, allow_unused=True
-            )
-        )
-    return [next(found) if needs and each is not None else None for each, needs in zip(inputs, needed, strict=False)]

@@ -1,8 +1,10 @@
 // The four passes over x, for contiguous planes (N * C rows of S elements) and for channels-last samples (N, S, C),
-// and what norms of style compute between them; behind a plain C interface.
+// and what some norms compute between them; behind a plain C interface.
+#include "attend.h"
 #include "maps.h"
 #include "retarget.h"
 #include "sums.h"
+#include "switch.h"
 
 namespace {
 
@@ -78,4 +80,16 @@ SHIFTNORM_API void shiftnorm_combine(int element, int channels_last, int threads
 
 SHIFTNORM_API int shiftnorm_retarget(const void* arguments) {
     return retarget(*static_cast<const Retarget*>(arguments));
+}
+
+SHIFTNORM_API int shiftnorm_attend(const void* arguments) {
+    const Attend& k = *static_cast<const Attend*>(arguments);
+    k.element ? attend_all<double>(k) : attend_all<float>(k);
+    return 1;
+}
+
+SHIFTNORM_API int shiftnorm_switch(const void* arguments) {
+    const Switch& k = *static_cast<const Switch*>(arguments);
+    k.element ? switch_all<double>(k) : switch_all<float>(k);
+    return 1;
 }
