@@ -72,7 +72,13 @@ def convert(
     """
     refuse_model(model)
     chosen = plan(model, placement, where, slot=slot, preserve=preserve, arguments=arguments)
-    return _carry_out(model, chosen, example_input, optimizer)
+    model, report = _carry_out(model, chosen, example_input, optimizer)
+    if chosen.what == "IBN" and where is None:
+        report.notes.append(
+            "IBN is in the place of every BatchNorm now. The networks of its paper are 'ibn_a', with it in the first "
+            "norm of blocks, and 'ibn_b', after the sums of some."
+        )
+    return model, report
 
 
 def replace(
