@@ -7,6 +7,8 @@ import inspect
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 from shiftnorm import __version__
@@ -18,14 +20,17 @@ from shiftnorm.cli_train import add_train_verbs
 from shiftnorm.cli_verb import (
     TRAINING,
     add_on_error,
+    add_pattern,
     add_plain,
     add_verb,
     require,
     speaking_of_options,
     stopping_politely,
 )
+from shiftnorm.near_names import suggest
 
 _OF_RECIPES = ("train", "compare-recipes")
+_OF_DATA = ("compare", "train", "evaluate")
 # Keys of recipes that are likely to be given as options.
 _RECIPE_KEYS = (
     "loop.device",
@@ -68,8 +73,6 @@ class _Parser(argparse.ArgumentParser):
         # no option before a verb takes a value
         verb = next((word for word in words if not word.startswith("-")), None)
         if self.verbs is not None and verb is not None and verb not in self.verbs:
-            from shiftnorm.variants import suggest
-
             self.error(f"unknown {self.called} {verb!r}; {suggest(verb, self.verbs)}")
         found, rest = super().parse_known_args(words, namespace)
         if rest:
@@ -77,8 +80,11 @@ class _Parser(argparse.ArgumentParser):
         return found, rest
 
     def _advise(self, words: Sequence[str]) -> str:
-        """How to set what a recipe has, for verbs that take recipes and --set."""
-        if self.prog.rpartition(" ")[2] not in _OF_RECIPES:
+        """How to give images, and to set what a recipe has, for verbs that take recipes and --set."""
+        verb = self.prog.rpartition(" ")[2]
+        if verb in _OF_DATA and not words[0].startswith("-") and Path(words[0]).exists():
+            return f"; images are given by --data {words[0]}"
+        if verb not in _OF_RECIPES:
             return ""
         hints: list[str] = []
         for word in words:
@@ -187,7 +193,9 @@ def _make_parser() -> argparse.ArgumentParser:
     compare.add_argument("--threads", type=int, metavar="N", help="torch threads per process (default: 1)")
     compare.set_defaults(run=_compare)
 
-    norms = add_verb(verbs, common, "norms", help="list the norms", examples=["norms", "norms --plain"])
+    examples = ["norms", "norms '*mix*'", "norms --plain"]
+    norms = add_verb(verbs, common, "norms", help="list the norms", examples=examples)
+    add_pattern(norms, "*mix*")
     add_plain(norms)
     norms.set_defaults(run=_list_norms)
 
@@ -224,8 +232,12 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _list_norms(options: argparse.Namespace) -> int:
-    for name, summary in sorted(_describe_norms().items()):
-        print(name if options.plain else f"{name:<26}{summary}")
+    norms = _describe_norms()
+    names = [name for name in sorted(norms) if fnmatch(name.lower(), options.pattern.lower())]
+    if not names:
+        raise ValueError(f"norms: none matches {options.pattern!r}; {suggest(options.pattern, norms)}")
+    for name in names:
+        print(name if options.plain else f"{name:<26}{norms[name]}")
     return 0
 
 

@@ -94,7 +94,7 @@ def open_model(options: argparse.Namespace) -> nn.Module:
         source = read_recipe(name)["source"]
     except ValueError as fault:
         raise ValueError(
-            f"{fault} `shiftnorm convert` reads weights alone as --weights {name}, beside the name of their model."
+            f"{fault} Weights alone are given as --weights {name}, beside the name of their model, LIBRARY/NAME."
         ) from fault
     if source is None or ":" not in str(source.get("name")):
         return load(name)[0]
@@ -253,9 +253,9 @@ def _settings(placements: Sequence[str], given: Sequence[str]) -> list[dict[str,
 
 
 def _norm_of(placement: str) -> str:
+    from shiftnorm.near_names import suggest
     from shiftnorm.surgery.carry import plain, roster_name
     from shiftnorm.surgery.placements import PLACEMENTS
-    from shiftnorm.variants import suggest
 
     name = plain(placement.partition("@")[0])
     entry = next((PLACEMENTS[key] for key in PLACEMENTS if plain(key) == name), None)
@@ -267,7 +267,7 @@ def _norm_of(placement: str) -> str:
 
 def _check_argument(placement: str, argument: str, *, several: bool) -> None:
     from shiftnorm import norms
-    from shiftnorm.variants import suggest
+    from shiftnorm.near_names import suggest
 
     norm = _norm_of(placement)
     # the first is the number of channels, which the place decides

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shiftnorm.cli_verb import add_on_error, add_verb, speaking_of_options, stopping_politely
+from shiftnorm.cli_verb import add_on_error, add_verb, require, speaking_of_options, stopping_politely
 from shiftnorm.result_folder import check_writable, plain_faults
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def named_corruptions(options: argparse.Namespace) -> tuple[str, ...]:
         ('speckle_noise', 'gaussian_blur', 'spatter', 'saturate', 'fog')
 
     Raises:
-        ValueError: for an unknown name, one named twice, or a severity that there is not.
+        ValueError: for an unknown name, names with commas, or a severity that there is not.
     """
     from shiftnorm.data.corruptions import SEVERITIES, choose_corruptions
 
@@ -105,6 +105,8 @@ def named_corruptions(options: argparse.Namespace) -> tuple[str, ...]:
     wrong = [each for each in getattr(options, "severities", ()) if each not in SEVERITIES]
     if wrong:
         raise ValueError(f"expected --severities from 1 to 5, got {wrong[0]}.")
+    if joined := [name for name in given if "," in name]:
+        raise ValueError(f"expected --corruptions with blanks between the names, got {joined[0]!r}.")
     names: list[str] = []
     for name in given:
         names += choose_corruptions(name if name in GROUPS else [name], frost_dir=options.frost_dir)
@@ -212,6 +214,7 @@ def _corrupt(options: argparse.Namespace) -> int:
 
 
 def _make(options: argparse.Namespace, out: Path) -> int:
+    require("corrupt", "numpy", "PIL")
     check_writable(out, "corrupt")
     if options.data is None:
         raise ValueError("corrupt: expected DATA, a folder of images or a data set's name, such as cifar10.")

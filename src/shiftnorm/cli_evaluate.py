@@ -26,6 +26,7 @@ from shiftnorm.cli_open import (
     open_frames,
     open_tested,
     read_classes,
+    remark_on_size,
 )
 from shiftnorm.cli_report import add_report_verb
 from shiftnorm.cli_verb import add_verb, require, speaking_of_options, stopping_politely
@@ -127,7 +128,7 @@ def add_evaluate_verbs(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    require("evaluate", "jinja2", "safetensors")
+    require("evaluate", "jinja2", "numpy", "PIL", "safetensors")
     with speaking_of_options(), plain_faults("evaluate", Path(options.out or "runs")):
         if options.out is not None:
             check_writable(Path(options.out), "evaluate")
@@ -190,6 +191,7 @@ def _images(options: argparse.Namespace, kind: str, about: dict[str, Any] | None
         dataset = open_tested(options) if options.data is None else open_images(options)
     if dataset is None:
         raise ValueError("evaluate: expected --data, a folder of images or a data set's name, such as cifar10.")
+    remark_on_size(Path(options.model), dataset)
     return dataset if classes is None else match_classes(dataset, classes)
 
 
@@ -325,6 +327,7 @@ def _check_model_options(options: argparse.Namespace) -> None:
 def _open(options: argparse.Namespace) -> tuple[nn.Module, str, dict[str, Any] | None]:
     """The model, what to call it, and what is known of a run of a comparison."""
     from shiftnorm.result_folder import name_below
+    from shiftnorm.surgery.source import LIBRARIES
     from shiftnorm.trained import FOLDER, find_network, is_network, load_network
 
     inside = model_file(options.model)
@@ -340,9 +343,10 @@ def _open(options: argparse.Namespace) -> tuple[nn.Module, str, dict[str, Any] |
     if Path(options.model).is_dir():
         if advice := name_below(Path(options.model), TRAINED, FOLDER):
             raise ValueError(f"evaluate: {options.model} is no run itself, but has runs in it; {advice}.")
+        swapped = " MODEL and --data look swapped." if str(options.data).partition("/")[0] in LIBRARIES else ""
         raise ValueError(
             f"evaluate: {options.model} is a folder, but not one of `shiftnorm compare`, nor has it the {TRAINED} of "
-            f"a recipe's run; expected a {SUFFIX} file, a run, or LIBRARY/NAME."
+            f"a recipe's run; expected a {SUFFIX} file, a run, or LIBRARY/NAME.{swapped}"
         )
     if is_file(options.model):
         _refuse_library_options(options, "a file")

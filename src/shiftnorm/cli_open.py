@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shiftnorm.cli_convert import TRAINED
 from shiftnorm.cli_corrupt import CORRUPTED, GROUPS
 from shiftnorm.cli_verb import speaking_of_options
 
@@ -25,6 +26,7 @@ __all__ = [
     "open_frames",
     "open_tested",
     "read_classes",
+    "remark_on_size",
 ]
 
 SEQUENCES = ("cifar10-p", "imagenet-p")
@@ -183,6 +185,38 @@ def open_tested(options: argparse.Namespace) -> Dataset | None:
     test = data.test if options.limit is None else data.test.limit(options.limit)
     print(f"{len(test):,} {plural('image', len(test))} of {test.name} that the run was measured on.", flush=True)
     return test
+
+
+def remark_on_size(model: Path, images: Dataset) -> None:
+    """Say so if the run of a recipe was trained on images of another size than these.
+
+    Example:
+        >>> import torch
+        >>> from shiftnorm.data import Dataset
+        >>> pets = Dataset.of_images("pets", torch.zeros(2, 3, 48, 64).byte(), torch.arange(2), ("cat", "dog"))
+        >>> import tempfile
+        >>> run = Path(tempfile.mkdtemp())
+        >>> _ = (run / "record.json").write_text('{"recipe": {"data": {"size": 32}}}')
+        >>> remark_on_size(run / "model.safetensors", pets)
+        The run was trained on images of 32x32, these are 48x64; --preprocess resize32x32 makes them alike.
+
+    Args:
+        model: the file of the network, with the run's record beside it.
+        images: that it is to be measured on.
+    """
+    from shiftnorm.evaluate.record import read_json
+
+    record = model.with_name("record.json")
+    if model.name != TRAINED or not record.is_file():
+        return
+    size = read_json(record).get("recipe", {}).get("data", {}).get("size")
+    shapes = [tuple(batch.images.shape[2:]) for batch in images.batches(1, indices=range(min(len(images), 1)))]
+    if size is not None and shapes and shapes[0] != (size, size):
+        print(
+            f"The run was trained on images of {size}x{size}, these are {shapes[0][0]}x{shapes[0][1]}; --preprocess "
+            f"resize{size}x{size} makes them alike.",
+            flush=True,
+        )
 
 
 def open_frames(options: argparse.Namespace) -> SequenceSet:

@@ -88,8 +88,8 @@ def add_recipes_verb(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
+    from shiftnorm.near_names import suggest
     from shiftnorm.recipe_files import COMMANDS, list_recipes, resolve
-    from shiftnorm.variants import suggest
 
     recipes = list_recipes()
     names = [name for name in recipes if fnmatch.fnmatchcase(name, options.pattern)]

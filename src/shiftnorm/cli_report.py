@@ -75,6 +75,7 @@ def _report(options: argparse.Namespace) -> int:
 def _write(options: argparse.Namespace) -> int:
     from shiftnorm.evaluate.html_report import REPORT_ENDINGS, write_report
     from shiftnorm.evaluate.paired_results import find_comparisons
+    from shiftnorm.evaluate.seed_groups import compare_runs
 
     out: Path = options.out
     if out.suffix != ".html":
@@ -87,7 +88,7 @@ def _write(options: argparse.Namespace) -> int:
     results, rows = _grouped(options) if options.groups else ([_load(where) for where in options.results], [])
     if not results:
         raise ValueError("report: expected at least one RESULT, a folder of `shiftnorm evaluate`, or --group.")
-    comparisons = find_comparisons(results)
+    comparisons = compare_runs(rows) if rows else find_comparisons(results)
     write_report(results, out, title=options.title, comparisons=comparisons, groups=rows)
     _say(results, comparisons, rows)
     print(f"Report: {out}")
@@ -142,6 +143,11 @@ def _load(where: str) -> Result:
     from shiftnorm.result_folder import name_below
 
     path = Path(where)
+    if path.is_file() and path.suffix != ".json":
+        raise ValueError(
+            f"report: {where} is no result; expected the folder of an evaluation, or its {RESULT_FILE}, from which "
+            "pages are made."
+        )
     if path.name == STABILITY_FILE or (path / STABILITY_FILE).is_file():
         raise ValueError(
             f"report: {where} is of perturbation sequences, which are on no page with corruptions; its numbers are in "

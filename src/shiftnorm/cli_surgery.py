@@ -178,8 +178,8 @@ def _count(name: str) -> int:
 
 
 def _list_placements(options: argparse.Namespace) -> int:
+    from shiftnorm.near_names import suggest
     from shiftnorm.surgery.placements import PLACEMENTS, SLOTS, list_placements
-    from shiftnorm.variants import suggest
 
     names = list_placements(options.pattern)
     if not names:

@@ -25,7 +25,7 @@ __all__ = [
 # What verbs that train need beyond the core install, all of the extra [train].
 TRAINING: Final = ("lightning", "torchvision", "jinja2", "yaml", "tqdm", "safetensors")
 # Packages that are imported by another name than they are installed by.
-_DISTRIBUTIONS: Final = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
+_DISTRIBUTIONS: Final = {"yaml": "pyyaml", "sklearn": "scikit-learn", "PIL": "pillow"}
 
 # What Python callers pass by these names is an option here.
 _ARGUMENTS = (
@@ -43,7 +43,10 @@ _ARGUMENTS = (
     *("on_error", "root", "domain", "wnids", "out", "amp", "seed", "bootstrap", "download", "workers", "baseline"),
     *("clean", "perturbations", "difficulty", "limit"),
 )
-_FUNCTIONS = "load_folder|robustness|measure_stability|open_dataset|open_corrupted|open_sequences|corrupt"
+_FUNCTIONS = (
+    "load_folder|robustness|measure_stability|open_dataset|open_corrupted|open_sequences|corrupt|choose_corruptions|"
+    "build_model|Result"
+)
 
 
 def add_verb(

@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, cast, final
 
+from shiftnorm.near_names import suggest
 from shiftnorm.recipe_files import list_recipes, load_as
 from shiftnorm.recipe_tree import check_ranges, check_types, refuse, to_mapping
-from shiftnorm.variants import check_names, suggest
+from shiftnorm.variants import check_names
 
 __all__ = ["CompareRecipe", "list_recipes", "load_recipe", "parse_recipe"]
 

@@ -18,9 +18,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, Protocol, TypeVar
 
+from shiftnorm.near_names import suggest
 from shiftnorm.recipe_tree import build
 from shiftnorm.recipe_yaml import parse
-from shiftnorm.variants import suggest
 
 __all__ = ["COMMANDS", "Level", "list_recipes", "load_as", "merge", "resolve", "text_of"]
 

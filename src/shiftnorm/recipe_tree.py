@@ -19,8 +19,8 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NoReturn, TypeVar, cast
 
+from shiftnorm.near_names import suggest
 from shiftnorm.recipe_yaml import PLAIN, parse_value, write
-from shiftnorm.variants import suggest
 
 __all__ = ["build", "check_ranges", "check_types", "difference", "override", "refuse", "to_mapping", "to_yaml"]
 

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
+from shiftnorm.near_names import suggest
 from shiftnorm.recipe_tree import check_ranges, check_types, refuse
-from shiftnorm.variants import suggest
 
 __all__ = [
     "AugMixRecipe",

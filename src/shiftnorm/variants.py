@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -11,6 +10,7 @@ from torch import nn
 
 from shiftnorm import norms
 from shiftnorm.models import WideResNet
+from shiftnorm.near_names import suggest
 
 REFERENCE: Final = "BatchNorm"
 
@@ -92,29 +92,6 @@ VARIANTS: Final[dict[str, Variant]] = {
     "PermutedAdaIN": Variant("PermutedAdaIN after stages 1 and 2", _after_stages(norms.PermutedAdaIN)),
     "EFDMix": Variant("EFDMix after stages 1 and 2", _after_stages(norms.EFDMix)),
 }
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown name: near matches, or else all that is known.
-
-    Example:
-        >>> suggest("selfnrm", ["BatchNorm", "SelfNorm"])
-        'did you mean SelfNorm?'
-        >>> suggest("x", ["BatchNorm", "SelfNorm"])
-        'known: BatchNorm, SelfNorm.'
-
-    Args:
-        name: what was asked for.
-        known: the names there are.
-
-    Returns:
-        A half-sentence.
-    """
-    exact = {candidate.casefold(): candidate for candidate in known}
-    near = difflib.get_close_matches(name.casefold(), exact, n=3, cutoff=0.6)
-    if near:
-        return f"did you mean {', '.join(exact[match] for match in near)}?"
-    return f"known: {', '.join(exact.values())}."
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:
