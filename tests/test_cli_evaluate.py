@@ -228,9 +228,11 @@ def test_first_mistakes_of_evaluate(run, pets, tmp_path):
         ([net, "--data", "imagenet", "--root", tmp_path], ["expected there: val/WNID/FILE", "--root"]),
         (["shiftnorm/wide_resnet16", *data], ["unknown model"]),
         (["nowhere.safetensors", *data], ["there is no file nowhere.safetensors"]),
-        ([pets, *data], ["is a folder, but not one of `shiftnorm compare`"]),
+        ([pets, *data], ["is a folder, but not one of `shiftnorm compare`", "expected a .safetensors file"]),
+        ([pets, "--data", net], ["is a folder, but not one of", "MODEL and --data look swapped"]),
         (["json:loads", *data], ["would import and run code", "--allow-code"]),
-        ([net, *data, "--corruptions", "frog"], ["did you mean one of fog"]),
+        ([net, *data, "--corruptions", "frog"], ["error: unknown corruption 'frog'; did you mean one of fog"]),
+        ([net, *data, "--corruptions", "fog,snow"], ["--corruptions with blanks between the names, got 'fog,snow'"]),
         ([net, *data, "--corruptions", "frost"], ["--frost-dir", "frost_procedural"]),
         ([net, *data, "--severities", 6], ["--severities from 1 to 5, got 6"]),
         ([net, *data, "--normalize", "imagnet"], ["expected --normalize model, imagenet"]),
@@ -248,7 +250,8 @@ def test_first_mistakes_of_evaluate(run, pets, tmp_path):
     words = ["evaluate", net, *data, *QUICK, "--normalize", "none", "--num-classes", 1]
     one_clear_line(run(*words), "the model has 1 output, but pets has 2 classes, labels from 0 to 1", "--num-classes 2")
     assert not (tmp_path / "runs").exists()
-    one_clear_line(run("report", "nowhere"), "no file nowhere")
+    one_clear_line(run("report", "nowhere"), "error: no file nowhere")
+    one_clear_line(run("report", tmp_path / "file"), "file is no result; expected the folder of an evaluation")
     one_clear_line(run("report", "nowhere", "--out", "r.pdf"), "expected --out to end in .html")
 
 
@@ -268,6 +271,7 @@ def test_a_normalization_that_nobody_names_is_warned_of(run, pets):
     words = ["evaluate", "shiftnorm/wide_resnet16_4", "--num-classes", 2, "--data", pets, *QUICK, "--out", "r"]
     status, out, _ = run(*words)
     assert status == 0 and "warning: robustness: the model does not say how its inputs are normalized" in out
+    assert "by normalize= or --normalize: imagenet, half, none" in out
     assert "given images in [0, 1]" in Path("r/report.html").read_text()
 
 

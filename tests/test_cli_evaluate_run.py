@@ -39,6 +39,16 @@ def test_a_run_on_other_images(run, pets, tmp_path):
     one_clear_line(refused, "not trained on, such as 'cat'")
 
 
+def test_images_of_another_size_than_in_training_are_told(run, pets, tmp_path):
+    folder = tmp_path / "train-small-seed0"
+    save(build_model("shiftnorm/wide_resnet10_1", num_classes=2), folder / "model.safetensors")
+    words = ["evaluate", folder, "--data", pets, *QUICK, "--normalize", "half"]
+    for size, told in ((16, True), (32, False)):
+        (folder / "record.json").write_text(json.dumps({"recipe": {"data": {"size": size}}, "data": {}}))
+        status, out, _ = run(*words, "--out", f"r{size}")
+        assert status == 0 and ("trained on images of 16x16, these are 32x32; --preprocess resize16x16" in out) is told
+
+
 def test_a_run_on_the_images_it_was_measured_on(run, tmp_path):
     folder = tmp_path / "train-small-seed0"
     save(build_model("shiftnorm/wide_resnet10_1", num_classes=10), folder / "model.safetensors")

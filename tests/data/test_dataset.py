@@ -37,6 +37,10 @@ def test_images_at_indices(indices: object) -> None:
     assert numbered().images([]).shape == (0, 3, 4, 4)
 
 
+def test_it_is_printed_in_one_line(files: Dataset) -> None:
+    assert str(files) == repr(files) == "Dataset('pets': 8 images in 2 classes)"
+
+
 def test_items_are_a_map_style_dataset(files: Dataset) -> None:
     loader = torch.utils.data.DataLoader(files, batch_size=3, num_workers=2)
     images, labels = (torch.cat(part) for part in zip(*loader, strict=True))

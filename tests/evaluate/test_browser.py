@@ -11,6 +11,7 @@ import pytest
 from browser import Browser, find_chromium, start_browser
 from robustness_results import COMPARISONS, make_result, make_trio
 from shiftnorm.evaluate.html_report import write_report
+from shiftnorm.evaluate.seed_groups import compare_groups, group_results
 
 pytestmark = [
     pytest.mark.browser,
@@ -61,15 +62,22 @@ def browser() -> Iterator[Browser]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     bare = make_result("bare", corruptions=(), classes=[], class_errors={}, calibration={}, examples=[])
+    groups = {
+        name: [(f"{name}-seed{seed}", make_result(f"{name}{seed}", base=8.0 + seed, step=step)) for seed in range(3)]
+        for name, step in (("BatchNorm", 7.0), ("IBN <b>a</b> & co", 4.0))
+    }
+    rows = compare_groups(group_results(groups))
+    runs = [run for row in rows for run in row.runs.values()]
     warned = make_result("photographs", side=96, warnings=["The inputs look as if they were normalized twice."])
     return {
         "one": write_report(warned, folder / "one.html"),
         "three": write_report(make_trio(), folder / "three.html", comparisons=COMPARISONS),
         "bare": write_report(bare, folder / "bare.html"),
+        "groups": write_report(runs, folder / "groups.html", groups=rows),
     }
 
 
-@pytest.mark.parametrize("name", ["one", "three", "bare"])
+@pytest.mark.parametrize("name", ["one", "three", "bare", "groups"])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1200, 360])
 def test_a_page_is_legible(browser: Browser, pages: dict[str, Path], name: str, dark: bool, width: int) -> None:
@@ -82,11 +90,12 @@ def test_a_page_is_legible(browser: Browser, pages: dict[str, Path], name: str, 
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground))) < 200) is dark
     cells = page.evaluate("document.querySelectorAll('.heat td[class^=h]').length")
-    assert cells == {"one": 15 * 6, "three": 3 * 15 * 6, "bare": 0}[name]
+    assert cells == {"one": 15 * 6, "three": 3 * 15 * 6, "bare": 0, "groups": 2 * 15 * 6}[name]
 
 
-def test_names_stay_text(browser: Browser, pages: dict[str, Path]) -> None:
-    page = browser.open(pages["three"])
+@pytest.mark.parametrize("name", ["three", "groups"])
+def test_names_stay_text(browser: Browser, pages: dict[str, Path], name: str) -> None:
+    page = browser.open(pages[name])
     assert page.evaluate("document.querySelectorAll('script, link, iframe, object, base, form').length") == 0
     names = page.evaluate("[...document.querySelectorAll('bdi')].map(e => e.textContent)")
     assert "IBN <b>a</b> & co" in names
@@ -100,7 +109,7 @@ def test_pictures_are_shown(browser: Browser, pages: dict[str, Path]) -> None:
     assert sizes[1][2] == "gaussian noise, severity 1"
 
 
-@pytest.mark.parametrize("name", ["one", "three"])
+@pytest.mark.parametrize("name", ["one", "three", "groups"])
 def test_a_page_prints(browser: Browser, pages: dict[str, Path], name: str) -> None:
     # 182 mm, what the margins leave of A4
     page = browser.open(pages[name], width=688, dark=True)

@@ -73,6 +73,9 @@ def test_a_changed_file_is_another_evaluation(pets: Path, tmp_path: Path, monkey
         Linear(), open_dataset(pets), ["fog"], [1], normalize="half", bootstrap=0, progress=False, baseline=before
     )
     assert with_baseline.mce is None and any("same names with other contents" in note for note in with_baseline.notes)
+    # of other images the contents are not mentioned
+    with pytest.raises(ValueError, match=r"another evaluation; data are other images \(8 were measured, now 4: [^;]*$"):
+        run(copied.subset([2, 3, 4, 5]), tmp_path / "a")
     # only the files of the images that are measured count
     part, whole = open_dataset(pets).subset([2, 3, 4, 5]), copied.subset([2, 3, 4, 5])
     assert contents_of(part) == contents_of(whole) != contents_of(open_dataset(pets))

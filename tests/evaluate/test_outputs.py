@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from pictures import tree
 from shiftnorm.cli_open import match_classes
-from shiftnorm.data import Dataset, ImageSet
+from shiftnorm.data import Dataset, ImageSet, open_dataset
 from shiftnorm.evaluate.outputs import check_outputs
 from shiftnorm.evaluate.robustness import robustness
 
@@ -83,6 +85,16 @@ def test_images_and_labels_alone_may_lack_the_last_classes() -> None:
         run(Counting(2), (data.images(), data.labels))
     with pytest.raises(ValueError, match="9 outputs, but pets has 3 classes"):
         run(Counting(9), ImageSet(data.images(), data.labels, data.classes, "pets"))
+
+
+def test_the_folder_above_the_classes(tmp_path: Path) -> None:
+    tree(tmp_path / "all" / "deep" / "photos", [f"{name}/{n}.png" for name in ("cat", "dog") for n in range(2)])
+    with pytest.raises(ValueError, match=r"2 folders below .*photos: if these are the classes, pass that folder\.$"):
+        check_outputs(7, open_dataset(tmp_path / "all"))
+    with pytest.raises(ValueError, match=r"--num-classes 2\)\.$"):
+        check_outputs(7, open_dataset(tmp_path / "all" / "deep" / "photos"))
+    with pytest.raises(ValueError, match=r"--num-classes 1\)\.$"):
+        check_outputs(7, pets(1))
 
 
 def test_right_ones_pass() -> None:

@@ -256,7 +256,7 @@ def test_wrong_settings_are_refused_before_anything_runs(options, error, message
         ((make_images().float(), torch.arange(21) % 3), ValueError, r"must be in \[0, 1\]"),
         ((make_images(), torch.rand(21)), ValueError, "labels"),
         ((make_images(), torch.arange(20)), ValueError, "20"),
-        ((make_images(side=40), torch.arange(21) % 3), ValueError, "no published set of strengths for 40x40"),
+        ((make_images(side=40), torch.arange(21) % 3), ValueError, r"for 40x40 .*, constants= cifar32, .*crop224\""),
         ((make_images(), torch.arange(21) % 3 + 1), ValueError, r"3 outputs, but images has 4 classes"),
     ],
 )

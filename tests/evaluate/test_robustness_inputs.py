@@ -177,7 +177,7 @@ def test_the_model_says_it_itself():
     assert known_normalization(model) is None
     silent = choose_normalization(model, "model")
     assert silent.mean == (0.0,) * 3 and silent.std == (1.0,) * 3
-    assert 'Pass what it was trained with: normalize="imagenet"' in unknown_warning(silent)[0]
+    assert "Say what it was trained with, by normalize= or --normalize: imagenet" in unknown_warning(silent)[0]
     assert unknown_warning(choose_normalization(model, "none")) == []
     model.input_normalization = CIFAR
     assert choose_normalization(model, "model").mean == CIFAR[0]

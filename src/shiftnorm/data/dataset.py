@@ -155,6 +155,9 @@ class Dataset(MapDataset[tuple[Tensor, int]]):
         more.setdefault("numbers", torch.arange(len(images)))
         return cls(name, TensorPixels(images), labels, classes, provenance=source, **more)
 
+    def __repr__(self) -> str:
+        return f"Dataset({self.name!r}: {len(self)} images in {len(self.classes)} classes)"
+
     def __len__(self) -> int:
         return len(self.labels)
 

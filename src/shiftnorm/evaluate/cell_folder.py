@@ -84,10 +84,12 @@ class CellFolder:
         if CONTENTS not in before:
             # Of an earlier version, which did not look into the files: it goes on as it began.
             self.identity.pop(CONTENTS, None)
-        words = _WORDS
-        if before.get("data") != self.identity.get("data"):
+        now, words = self.identity, _WORDS
+        if before.get("data") != now.get("data"):
             words = {**_WORDS, "data": self._describe_data(images)}
-        if changed := list_changes(before, self.identity, words):
+            # of other images the contents are others too, which is no news
+            before, now = ({key: of[key] for key in of if key != CONTENTS} for of in (before, now))
+        if changed := list_changes(before, now, words):
             raise ValueError(
                 f"robustness: {self.path} holds another evaluation; {'; '.join(changed)}. "
                 "Choose another folder for out=, or go back to the same model, data and settings to go on with it."

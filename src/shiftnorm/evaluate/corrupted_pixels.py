@@ -62,7 +62,7 @@ def make_pixels(
         >>> make_pixels(["fog"], 40, 40)
         Traceback (most recent call last):
         ...
-        ValueError: robustness: there is no published set of strengths for 40x40 images. Name one: constants=...
+        ValueError: robustness: there is no published set of strengths for 40x40 images. Name one, constants= ...
 
     Args:
         names: of the corruptions.
@@ -164,8 +164,9 @@ def _constants(constants: str | None, height: int, width: int) -> tuple[str, lis
     if constants is None:
         if published is None:
             raise ValueError(
-                f"robustness: there is no published set of strengths for {height}x{width} images. Name one: "
-                f"{', '.join(f'constants={chr(34)}{name}{chr(34)}' for name in CONSTANT_SETS)}."
+                f"robustness: there is no published set of strengths for {height}x{width} images. Name one, constants= "
+                f"{', '.join(CONSTANT_SETS)}, or open the images at a size that has one, such as "
+                'preprocess="resize256-crop224".'
             )
         return published, [f"The corruptions' strengths are {published}, the set published for images of this size."]
     if constants not in CONSTANT_SETS:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from shiftnorm.evaluate.corruption_rows import MeanError, compare_corruptions
+from shiftnorm.evaluate.group_mean import average_runs
 from shiftnorm.evaluate.paired import SeedComparison
-from shiftnorm.evaluate.robustness_table import draw_table, escape, make_visible, say_sides
+from shiftnorm.evaluate.result import Estimate
+from shiftnorm.evaluate.robustness_table import (
+    draw_errors,
+    draw_facts,
+    draw_results,
+    draw_table,
+    escape,
+    label_results,
+    make_visible,
+    say_sides,
+)
 from shiftnorm.evaluate.seed_groups import GroupRow
 from shiftnorm.evaluate.table import format_signed, format_summary
 
-__all__ = ["describe_groups", "list_group_notes", "render_groups", "say_groups"]
+__all__ = ["describe_groups", "list_group_notes", "render_group_markdown", "render_groups", "say_groups"]
 
 
 def describe_groups(rows: Sequence[GroupRow]) -> list[str]:
@@ -142,7 +154,54 @@ def render_groups(rows: Sequence[GroupRow]) -> list[str]:
         for row in rows
     ]
     table = draw_table([*head, "p over seeds (t)", "p over seeds (sign flips)", "p over images"], body)
-    return ["## Over training seeds", "", *table, "", *(f"* {note}" for note in list_group_notes(rows)), ""]
+    return ["## Over training seeds", "", *table, "", *(f"* {note}" for note in list_group_notes(rows))]
+
+
+def render_group_markdown(rows: Sequence[GroupRow], differences: Mapping[int, Estimate], title: str) -> str:
+    """The numbers of a page of groups as Markdown: the groups, their means, and the single runs.
+
+    Example:
+        >>> from shiftnorm.evaluate.metrics import summarize
+        >>> from shiftnorm.evaluate.result import CellResult, Result
+        >>> run = Result("a, seed 0", 100, CellResult("clean", 0, Estimate(5.0), 0.0, 1.0, 0.1), [], None)
+        >>> row = GroupRow("a", [0], True, summarize([5.0]), *(None,) * 6, runs={0: run})
+        >>> [line for line in render_group_markdown([row], {}, "Seeds").splitlines() if line.startswith("## ")]
+        ['## Over training seeds', '## The single runs', '## a, seed 0: how it was measured']
+
+    Args:
+        rows: from `compare_groups`.
+        differences: by place among all runs, the mean corruption error minus that of the first group's run of the same
+            seed.
+        title: of the page.
+
+    Returns:
+        Markdown; names are escaped, so that none is taken for markup.
+    """
+    means = [average_runs(row) for row in rows]
+    labels = label_results(means)
+    lines = [f"# {escape(title)}", "", escape(" ".join(describe_groups(rows))), "", *render_groups(rows)]
+    if compared := compare_corruptions(means, {}, rows):
+        lines += ["", "## Corruption by corruption: mean over severities and seeds, and difference to the first", ""]
+        lines += draw_table(
+            ["Corruption", *map(escape, labels)],
+            [[escape(name.replace("_", " ")), *map(_say_mean, entries)] for name, entries in compared],
+        )
+        lines += ["", "Paired by seed; * p < 0.05 in a paired t-test over seeds, after Holm's correction."]
+    for label, mean in zip(labels, means, strict=True):
+        lines += draw_errors(label, mean, ", mean over seeds")
+    runs = [run for row in rows for run in row.runs.values()]
+    alike = f"Difference to {escape(labels[0])}, {'same seed' if rows[0].known else 'same place'}"
+    lines += ["", "## The single runs", "", *draw_results(runs, differences, alike)]
+    for label, run in zip(label_results(runs), runs, strict=True):
+        lines += draw_facts(label, run)
+    return "\n".join(lines) + "\n"
+
+
+def _say_mean(mean: MeanError | None) -> str:
+    if mean is None:
+        return "–"
+    difference = "" if mean.difference is None else f" ({format_signed(mean.difference.value)}{' *' * mean.clear})"
+    return f"{mean.value:.1f}{difference}".replace("*", "\\*")
 
 
 def say_groups(rows: Sequence[GroupRow]) -> list[str]:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from shiftnorm.evaluate.chart import Line, draw_lines, stroke
-from shiftnorm.evaluate.comparison import Comparison, Difference
-from shiftnorm.evaluate.group_table import describe_groups, list_group_notes, render_groups
+from shiftnorm.evaluate.comparison import Comparison
+from shiftnorm.evaluate.corruption_rows import compare_corruptions
+from shiftnorm.evaluate.group_mean import average_runs
+from shiftnorm.evaluate.group_table import describe_groups, list_group_notes, render_group_markdown
 from shiftnorm.evaluate.heat_table import LEVELS, find_top, pick_shade, write_rules
 from shiftnorm.evaluate.paired_results import find_comparisons, find_cost
 from shiftnorm.evaluate.record import write_text
@@ -32,7 +34,7 @@ from shiftnorm.evaluate.robustness_table import (
     make_visible,
     render_markdown,
 )
-from shiftnorm.evaluate.seed_groups import GroupRow
+from shiftnorm.evaluate.seed_groups import GroupRow, compare_runs
 from shiftnorm.evaluate.table import format_signed, format_summary
 
 __all__ = ["REPORT_ENDINGS", "render_results", "write_report"]
@@ -48,6 +50,15 @@ class _HeatRow(NamedTuple):
     cells: list[tuple[CellResult, int] | None]
     mean: float
     shade: int
+
+
+class _Run(NamedTuple):
+    """What the template shows of one result beside others."""
+
+    label: str
+    stroke: str
+    result: Result
+    gap: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -89,26 +100,28 @@ def write_report(
         title: of the page.
         comparisons: by place in `results`, that network compared to the first (`compare(result, results[0])`);
             default: worked out for results that still have their cells in their folder.
-        groups: networks over their training seeds (`compare_groups`), if `results` are several seeds of each.
+        groups: networks over their training seeds (`compare_groups`), if `results` are their runs, one group after the
+            other. Tables and charts are then of the groups' means, and comparisons those of `compare_runs`.
 
     Returns:
         The path of the HTML file.
 
     Raises:
-        ValueError: if there is no result, or the path does not end in ".html".
+        ValueError: if there is no result, they are not the groups' runs, or the path does not end in ".html".
         ModuleNotFoundError: if jinja2 is not installed.
     """
-    results = _listed(results)
+    results = _listed(results, groups)
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"write_report: expected a path that ends in .html, got {path}.")
-    title = title or _choose_title(results)
-    comparisons = find_comparisons(results) if comparisons is None else comparisons
+    title = title or _choose_title(groups or results)
+    comparisons = _compare(results, groups) if comparisons is None else comparisons
     page = render_results(results, title=title, comparisons=comparisons, groups=groups)
     write_text(path.with_suffix(".csv"), render_csv(results))
     write_text(path.with_suffix(".summary.csv"), render_summary(results, comparisons, groups))
-    told = {"findings": describe_groups(groups), "section": render_groups(groups)} if groups else {}
-    write_text(path.with_suffix(".md"), render_markdown(results, _estimate(comparisons), title, **told))
+    differences = _estimate(comparisons)
+    text = render_group_markdown(groups, differences, title) if groups else render_markdown(results, differences, title)
+    write_text(path.with_suffix(".md"), text)
     write_text(path, page)
     return path
 
@@ -139,16 +152,19 @@ def render_results(
         HTML without any reference to another file.
 
     Raises:
-        ValueError: if there is no result.
+        ValueError: if there is no result, or they are not the groups' runs.
         ModuleNotFoundError: if jinja2 is not installed.
     """
     try:
         import jinja2
     except ModuleNotFoundError:
         raise ModuleNotFoundError('A report needs jinja2: pip install "shiftnorm[train]"') from None
-    results = _listed(results)
-    comparisons = find_comparisons(results) if comparisons is None else comparisons
+    results = _listed(results, groups)
+    comparisons = _compare(results, groups) if comparisons is None else comparisons
     differences = _estimate(comparisons)
+    # What tables and charts are of: each network, which with groups is the mean of its runs.
+    means = [average_runs(row) for row in groups] or results
+    gaps = _estimate_groups(groups) if groups else differences
 
     def show(value: Any) -> Any:
         return make_visible(value) if type(value) is str else value
@@ -158,53 +174,77 @@ def render_results(
     )
     environment.filters |= {"signed": format_signed, "estimate": format_estimate, "said": say, "pm": format_summary}
     source = files("shiftnorm.evaluate").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    labels = label_results(results)
-    values = [cell.error.value for result in results for cell in (result.clean, *result.cells)]
-    top = find_top(values)
+    run_labels, labels = label_results(results), label_results(means)
+    top = find_top([cell.error.value for result in means for cell in (result.clean, *result.cells)])
+    networks = [place for place, row in enumerate(groups) for _ in row.runs] or range(len(results))
+    nets = [
+        _Net(
+            label=label,
+            stroke=stroke(place),
+            result=result,
+            gap=gaps.get(place),
+            heat=_build_heat(result, top),
+            hurt=find_hurt_classes(result),
+            diagram=draw_reliability(result.calibration, title=f"Reliability of {label}"),
+        )
+        for place, (result, label) in enumerate(zip(means, labels, strict=True))
+    ]
     return environment.from_string(source).render(
-        title=title or _choose_title(results),
-        nets=[
-            _Net(
-                label=label,
-                stroke=stroke(place),
-                result=result,
-                gap=differences.get(place),
-                heat=_build_heat(result, top),
-                hurt=find_hurt_classes(result),
-                diagram=draw_reliability(result.calibration, title=f"Reliability of {label}"),
-            )
-            for place, (result, label) in enumerate(zip(results, labels, strict=True))
+        title=title or _choose_title(means),
+        nets=nets,
+        runs=[
+            _Run(label, stroke(network), result, differences.get(place))
+            for place, (label, network, result) in enumerate(zip(run_labels, networks, results, strict=True))
         ],
+        comparable=len(results) - len(groups[0].runs) if groups else len(results) - 1,
         compared=len(differences),
         mce=name_mce(results),
         cost=find_cost(results[0]) if len(results) == 1 else None,
-        mismatches=_list_mismatches(results, labels),
-        warnings=_gather([result.warnings for result in results], labels),
-        notes=_gather([result.notes for result in results], labels),
+        mismatches=_list_mismatches(results, run_labels),
+        warnings=_gather([result.warnings for result in results], run_labels),
+        notes=_gather([result.notes for result in results], run_labels),
         groups=groups,
         group_notes=list_group_notes(groups) if groups else [],
         findings=describe_groups(groups) if groups else describe_results(results, differences),
         rules=(write_rules(), write_rules(dark=True)),
         top=top,
         levels=LEVELS,
-        axis=_place_errors(results, labels),
-        gaps=place_estimates(labels, differences, signed=True) if differences else None,
-        rows=_compare_corruptions(results, comparisons),
-        curve=_draw_curve(results, labels),
-        panels=_draw_panels(results, labels),
+        axis=_place_errors(means, labels),
+        gaps=place_estimates(labels, gaps, signed=True) if gaps else None,
+        rows=compare_corruptions(means, comparisons, groups),
+        curve=_draw_curve(means, labels),
+        panels=_draw_panels(means, labels),
         pictures=_collect_pictures(results),
         facts=collect_facts(results),
     )
 
 
-def _listed(results: Result | Sequence[Result]) -> list[Result]:
+def _listed(results: Result | Sequence[Result], groups: Sequence[GroupRow]) -> list[Result]:
     found = [results] if isinstance(results, Result) else list(results)
     if not found:
         raise ValueError("write_report: expected at least one result, got none.")
+    runs = [run for row in groups for run in row.runs.values()]
+    if groups and [id(result) for result in found] != [id(run) for run in runs]:
+        raise ValueError(
+            f"write_report: expected the {len(runs)} runs of the groups as results, one group after the other, got "
+            f"{len(found)} results; pass [run for row in groups for run in row.runs.values()]."
+        )
     return found
 
 
-def _choose_title(results: Sequence[Result]) -> str:
+def _compare(results: Sequence[Result], groups: Sequence[GroupRow]) -> dict[int, Comparison]:
+    return compare_runs(groups) if groups else find_comparisons(results)
+
+
+def _estimate_groups(groups: Sequence[GroupRow]) -> dict[int, Estimate]:
+    return {
+        place: Estimate(found.difference, found.low, found.high)
+        for place, row in enumerate(groups)
+        if (found := row.difference) is not None
+    }
+
+
+def _choose_title(results: Sequence[Result | GroupRow]) -> str:
     if len(results) > 1:
         return "Which network holds up when the images change?"
     return f"What shift costs {make_visible(results[0].name)}"
@@ -243,33 +283,6 @@ def _build_heat(result: Result, top: float) -> list[tuple[str, list[_HeatRow]]]:
         mean = statistics.fmean(errors)
         groups.setdefault(group, []).append(_HeatRow(name, row, mean, pick_shade(mean, top)))
     return list(groups.items())
-
-
-class _Mean(NamedTuple):
-    """Mean error of a network under one corruption, and its paired difference to the first network's."""
-
-    value: float
-    best: bool
-    difference: Difference | None
-
-
-def _compare_corruptions(
-    results: Sequence[Result], comparisons: Mapping[int, Comparison]
-) -> list[tuple[str, list[_Mean | None]]]:
-    if len(results) < 2:
-        return []
-    errors = [result.errors for result in results]
-    rows: list[tuple[str, list[_Mean | None]]] = []
-    for name in dict.fromkeys(name for result in results for name in result.corruptions):
-        means = [statistics.fmean(each[name]) if name in each else None for each in errors]
-        least = min(mean for mean in means if mean is not None)
-        paired = [comparisons[n].corruptions.get(name) if n in comparisons else None for n in range(len(results))]
-        cells = [
-            None if mean is None else _Mean(mean, mean <= least, difference)
-            for mean, difference in zip(means, paired, strict=True)
-        ]
-        rows.append((name, cells))
-    return rows
 
 
 def _estimate(comparisons: Mapping[int, Comparison]) -> dict[int, Estimate]:

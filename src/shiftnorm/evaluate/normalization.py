@@ -129,9 +129,9 @@ def unknown_warning(normalization: Normalization) -> list[str]:
         return []
     return [
         "robustness: the model does not say how its inputs are normalized, so it was given images in [0, 1]; if it was "
-        'trained otherwise, the errors mean nothing. Pass what it was trained with: normalize="imagenet", "half", '
-        f'"none" (images in [0, 1]), "bytes" (uint8) or (mean, std); or let the model say it: model.{_ATTRIBUTE} = '
-        "(mean, std), which shiftnorm.surgery.save keeps."
+        "trained otherwise, the errors mean nothing. Say what it was trained with, by normalize= or --normalize: "
+        "imagenet, half, none (images in [0, 1]), bytes (uint8), or mean and std; or let the model say it: "
+        f"model.{_ATTRIBUTE} = (mean, std), which shiftnorm.surgery.save keeps."
     ]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from shiftnorm.data.dataset import Dataset
 from shiftnorm.evaluate.progress import plural
 
@@ -57,4 +60,16 @@ def check_outputs(outputs: int, data: Dataset, *, named: bool = True) -> None:
             "these are is not known. If they are among the model's classes, say which (class_subset of the data set, "
             "wnids=... of ImageNet's relatives, --classes FILE on the command line); if not, it is another data set "
             f"than the model was trained for, or the model needs a head for them (--num-classes {classes})."
+            f"{_above_classes(data)}"
         )
+
+
+def _above_classes(data: Dataset) -> str:
+    """What to say of a single class of many folders: likely a folder above the one of the classes was given."""
+    below = {Path(file).parent for file in data.files() or []}
+    if len(data.classes) != 1 or len(below) < 2:
+        return ""
+    return (
+        f" Its images lie in {len(below)} folders below {os.path.commonpath(below)}: if these are the classes, pass "
+        "that folder."
+    )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from shiftnorm.evaluate.comparison import Comparison, Difference
-from shiftnorm.evaluate.metrics import Summary
+from shiftnorm.evaluate.metrics import Summary, summarize
 from shiftnorm.evaluate.paired import SeedComparison
 from shiftnorm.evaluate.paired_results import find_cost
 from shiftnorm.evaluate.result import Estimate, Result
@@ -79,7 +79,8 @@ def render_summary(
 
     Args:
         results: in the order of the report.
-        comparisons: by place in `results`, that network compared to the first.
+        comparisons: by place in `results`, that network compared to the first, or with groups each run to the first
+            group's of the same seed.
         groups: networks over their training seeds, if there are any.
 
     Returns:
@@ -90,8 +91,9 @@ def render_summary(
     writer.writeheader()
     labels = label_results(results)
     for place, (label, result) in enumerate(zip(labels, results, strict=True)):
-        rows = [*_of_result(result), *(_of_comparison(comparisons[place], labels[0]) if place in comparisons else ())]
-        for row in rows:
+        found = comparisons.get(place)
+        against = labels[0] if found is None or not groups else make_visible(found.second)
+        for row in [*_of_result(result), *(() if found is None else _of_comparison(found, against))]:
             writer.writerow({"model": _disarm(label), "over": "images", "count": result.images} | row)
     for row in groups:
         for fields in _of_group(row, groups[0].name):
@@ -167,6 +169,10 @@ def _of_group(row: GroupRow, first: str) -> Iterator[dict[str, Any]]:
         if summary is not None:
             spread = {} if summary.std is None else {"std": summary.std}
             yield {"quantity": quantity, "value": summary.mean, "count": summary.count, **spread}
+    for name in next(iter(row.runs.values())).corruptions if row.runs else ():
+        mean = summarize([statistics.fmean(run.errors[name]) for run in row.runs.values()])
+        of = {"quantity": "corruption_error", "corruption": _disarm(make_visible(name))}
+        yield {**of, "value": mean.mean, "count": mean.count, **({} if mean.std is None else {"std": mean.std})}
     differences: Iterable[tuple[str, SeedComparison | None]] = (
         ("clean_error_difference", row.clean_difference),
         ("mean_corruption_error_difference", row.difference),
@@ -182,6 +188,11 @@ def _of_group(row: GroupRow, first: str) -> Iterator[dict[str, Any]]:
         yield {**common, **bounds, "test": "paired t", "p_value": found.p_t}
         least = f"cannot be below {found.smallest_p_flip:.2g}"
         yield {**common, "test": "sign flips", "p_value": found.p_flip, "note": least}
+    for name, found in row.corruptions.items():
+        bounds = {} if found.low is None else {"low": found.low, "high": found.high, "level": found.level}
+        tested = {} if found.p_t is None else {"test": "paired t, Holm", "p_value": found.p_t}
+        of = {"quantity": "error_difference", "corruption": _disarm(make_visible(name)), "against": against}
+        yield {**of, "value": found.difference, "count": found.count, **bounds, **tested}
     if (found := row.over_images) is not None:
         bounds = {
             "low": found.low,

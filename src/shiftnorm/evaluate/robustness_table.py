@@ -265,14 +265,7 @@ def say_sides(
     return [f"{side}: {', '.join(names)}." for side, names in sides.items() if names]
 
 
-def render_markdown(
-    results: Sequence[Result],
-    differences: Mapping[int, Estimate],
-    title: str,
-    *,
-    findings: Sequence[str] | None = None,
-    section: Sequence[str] = (),
-) -> str:
+def render_markdown(results: Sequence[Result], differences: Mapping[int, Estimate], title: str) -> str:
     """The report's numbers as Markdown.
 
     Example:
@@ -285,41 +278,49 @@ def render_markdown(
         results: at least one; the first is what the others are compared to.
         differences: by place in `results`, the mean corruption error minus the first network's.
         title: of the page.
-        findings: sentences under the title; default: those of `describe_results`.
-        section: lines of Markdown that follow them.
 
     Returns:
         Markdown; names are escaped, so that none is taken for markup.
     """
-    labels = [escape(label) for label in label_results(results)]
-    said = describe_results(results, differences) if findings is None else findings
-    lines = [f"# {escape(title)}", "", escape(" ".join(said)), "", *section]
-    if section:
-        lines += ["## Every run", ""]
-    head = ["Network", "Clean error %", "Mean corruption error %", f"Difference to {labels[0]}"]
+    labels = label_results(results)
+    lines = [f"# {escape(title)}", "", escape(" ".join(describe_results(results, differences))), ""]
+    lines += draw_results(results, differences, f"Difference to {escape(labels[0])}")
+    for label, result in zip(labels, results, strict=True):
+        lines += [*draw_errors(label, result), *draw_facts(label, result)]
+    return "\n".join(lines) + "\n"
+
+
+def draw_results(results: Sequence[Result], differences: Mapping[int, Estimate], compared: str) -> list[str]:
+    """The table of results one under the other, `compared` heading the column of their differences."""
+    head = ["Network", "Clean error %", "Mean corruption error %", compared]
     if any(result.mce for result in results):
         head += [f"{escape(name_mce(results))} %", f"Relative {escape(name_mce(results))} %"]
-    lines += draw_table(
-        [*head, "ECE clean → corrupted %", "Parameters", "ms per image", "Peak memory"],
-        _model_rows(results, differences),
-    )
-    for label, result in zip(labels, results, strict=True):
-        if result.cells:
-            lines += ["", f"## {label}: error in percent by corruption and severity", "", *_heat_rows(result)]
-        hurt = find_hurt_classes(result)
-        if hurt:
-            rows = [[escape(h.name), f"{h.clean:.1f}", f"{h.corrupted:.1f}", format_signed(h.added)] for h in hurt]
-            lines += ["", f"## {label}: most-hurt classes", ""]
-            lines += draw_table(["Class", "Clean error %", "Corrupted error %", "Added"], rows)
-        remarks = [*result.warnings, *result.notes]
-        if remarks:
-            lines += ["", f"## {label}: notes", "", *(f"* {escape(remark)}" for remark in remarks)]
-        baseline = result.baseline and ", ".join(result.baseline.values())
-        told = {"baseline": baseline, "command": result.command, **result.versions, "finished": result.finished}
-        facts = {**result.settings, **told}
-        lines += ["", f"## {label}: how it was measured", ""]
-        lines += [f"* {escape(str(key))}: {escape(str(value))}" for key, value in facts.items() if value is not None]
-    return "\n".join(lines) + "\n"
+    head += ["ECE clean → corrupted %", "Parameters", "ms per image", "Peak memory"]
+    return draw_table(head, _model_rows(results, differences))
+
+
+def draw_errors(label: str, result: Result, of: str = "") -> list[str]:
+    """The tables of a network's errors by corruption and class; `of` says in the headings of what they are means."""
+    label, lines = escape(label), []
+    if result.cells:
+        lines += ["", f"## {label}: error in percent by corruption and severity{of}", "", *_heat_rows(result)]
+    if hurt := find_hurt_classes(result):
+        rows = [[escape(h.name), f"{h.clean:.1f}", f"{h.corrupted:.1f}", format_signed(h.added)] for h in hurt]
+        lines += ["", f"## {label}: most-hurt classes{of}", ""]
+        lines += draw_table(["Class", "Clean error %", "Corrupted error %", "Added"], rows)
+    return lines
+
+
+def draw_facts(label: str, result: Result) -> list[str]:
+    """What a reader of a result must know, and how it was measured."""
+    label, lines = escape(label), []
+    if remarks := [*result.warnings, *result.notes]:
+        lines += ["", f"## {label}: notes", "", *(f"* {escape(remark)}" for remark in remarks)]
+    baseline = result.baseline and ", ".join(result.baseline.values())
+    told = {"baseline": baseline, "command": result.command, **result.versions, "finished": result.finished}
+    facts = {**result.settings, **told}
+    lines += ["", f"## {label}: how it was measured", ""]
+    return lines + [f"* {escape(str(key))}: {escape(str(value))}" for key, value in facts.items() if value is not None]
 
 
 def _model_rows(results: Sequence[Result], differences: Mapping[int, Estimate]) -> list[list[str]]:

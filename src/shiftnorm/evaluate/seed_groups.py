@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import torch
 
 from shiftnorm.evaluate.cell_folder import read_cells
 from shiftnorm.evaluate.cells import CLEAN, Stacked, stack
-from shiftnorm.evaluate.comparison import Difference
+from shiftnorm.evaluate.comparison import Comparison, Difference, compare
 from shiftnorm.evaluate.corruption_error import cell_weights
 from shiftnorm.evaluate.metrics import Summary, summarize
-from shiftnorm.evaluate.paired import SeedComparison, compare_images, compare_seeds
+from shiftnorm.evaluate.paired import SeedComparison, adjust_holm, compare_images, compare_seeds
 from shiftnorm.evaluate.paired_results import has_cells
 from shiftnorm.evaluate.record import read_json
 from shiftnorm.evaluate.result import Result
 from shiftnorm.evaluate.robustness_table import find_mismatches
 
-__all__ = ["GroupRow", "SeedGroup", "compare_groups", "group_results"]
+__all__ = ["GroupRow", "SeedGroup", "compare_groups", "compare_runs", "group_results"]
 
 _SEED: Final = re.compile(r"(?<![a-z])seed[\s_=-]*(\d+)", re.IGNORECASE)
 _RECORD: Final = "record.json"
@@ -65,6 +67,9 @@ class GroupRow(NamedTuple):
         difference: of the mean corruption error to the first group, paired by seed.
         over_images: the same difference of the means over the common seeds, with an interval and a permutation test
             over images that take these seeds as given; None where the results of single images are not at hand.
+        corruptions: by corruption, as `difference`, of the mean error over severities; `p_t` after Holm's correction
+            for their number.
+        runs: results by seed.
     """
 
     name: str
@@ -77,6 +82,8 @@ class GroupRow(NamedTuple):
     clean_difference: SeedComparison | None
     difference: SeedComparison | None
     over_images: Difference | None
+    corruptions: Mapping[str, SeedComparison] = MappingProxyType({})
+    runs: Mapping[int, Result] = MappingProxyType({})
 
 
 def group_results(named: Mapping[str, Sequence[tuple[str, Result]]]) -> list[SeedGroup]:
@@ -186,9 +193,50 @@ def compare_groups(groups: Sequence[SeedGroup], *, resamples: int = 1000) -> lis
                 else None,
                 compare_seeds(corrupted, theirs) if paired and corrupted and theirs else None,
                 _over_images(group, first, resamples) if paired and corrupted else None,
+                _by_corruption(group, first) if paired else {},
+                group.runs,
             )
         )
     return rows
+
+
+def compare_runs(rows: Sequence[GroupRow], *, resamples: int = 1000) -> dict[int, Comparison]:
+    """Each single run compared to the first group's run of the same seed, image by image, where that can be done.
+
+    Example:
+        >>> compare_runs([GroupRow("CNSN", [0], True, summarize([5.0]), *(None,) * 6)])
+        {}
+
+    Args:
+        rows: from `compare_groups`.
+        resamples: of the intervals and tests.
+
+    Returns:
+        By place among the runs of all groups, one group after the other, differences of that run minus the other one.
+
+    Raises:
+        ValueError: if a file of a cell is damaged.
+    """
+    found: dict[int, Comparison] = {}
+    place = 0
+    for number, row in enumerate(rows):
+        for seed, result in row.runs.items():
+            partner = rows[0].runs.get(seed) if number else None
+            if partner is not None and has_cells(partner) and has_cells(result):
+                found[place] = compare(result, partner, resamples=resamples)
+            place += 1
+    return found
+
+
+def _by_corruption(group: SeedGroup, first: SeedGroup) -> dict[str, SeedComparison]:
+    def errors(of: SeedGroup, name: str) -> dict[int, float]:
+        return {seed: statistics.fmean(run.errors[name]) for seed, run in of.runs.items()}
+
+    names = next(iter(group.runs.values())).corruptions
+    found = {name: compare_seeds(errors(group, name), errors(first, name)) for name in names}
+    tested = {name: each.p_t for name, each in found.items() if each.p_t is not None}
+    adjusted = dict(zip(tested, adjust_holm(list(tested.values())), strict=True))
+    return {name: each._replace(p_t=adjusted.get(name)) for name, each in found.items()}
 
 
 def _known(estimates: Mapping[int, object]) -> dict[int, float]:
