@@ -91,7 +91,7 @@ class BatchInstanceNorm(RunningMoments, MomentNorm):
         if gate is None:  # as before its registration, where torch asks whether the name is free
             raise AttributeError("gate")
         # Under functional_call any tensor, and the caller's is not ours to write into.
-        if isinstance(gate, nn.Parameter) and not is_traced(gate):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if _is_written(gate):
             # Through .data: the version counter stays, so a second forward before the backward of the first is fine.
             gate.data.clamp_(0, 1)
         return gate
@@ -105,7 +105,9 @@ class BatchInstanceNorm(RunningMoments, MomentNorm):
             torch.Size([4, 2])
         """
         raw = self._parameters.get("gate")  # evaluation changes no parameter
-        gate = _bounded(self.gate if self.training or raw is None else raw)
+        gate = self.gate if self.training or raw is None else raw
+        if not (self.training and _is_written(gate)):
+            gate = _bounded(gate)
         affine = self.by_kernel(m, self.eps, self.weight, self.bias, gate)
         if affine is not None:
             return affine
@@ -156,6 +158,10 @@ class BatchInstanceNorm(RunningMoments, MomentNorm):
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.weight is not None}, "
             f"track_running_stats={self.track_running_stats}"
         )
+
+
+def _is_written(gate: Tensor) -> bool:
+    return isinstance(gate, nn.Parameter) and not is_traced(gate)
 
 
 def _bounded(gate: Tensor) -> Tensor:
