@@ -93,7 +93,7 @@ class BatchNorm(RunningMoments, MomentNorm):
         return Affine(gain, gain * distance if self.bias is None else torch.addcmul(self.bias, gain, distance))
 
     def step(self, m: Moments, draw: Any) -> Pool | None:
-        """The whole norm, in training with a fixed momentum; it is used in front of CrossNorm and SelfNorm.
+        """The whole norm, in training with a fixed momentum; a Chain joins it with CrossNorm and SelfNorm.
 
         Example:
             >>> norm, m = BatchNorm(3), Moments(torch.zeros(4, 3), torch.ones(4, 3), 9)

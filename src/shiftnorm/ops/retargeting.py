@@ -1,4 +1,4 @@
-"""What CrossNorm and SelfNorm make of moments, as one C++ kernel each way: their formulas are dozens of operations."""
+"""What BatchNorm, CrossNorm and SelfNorm make of moments, in this order, as one C++ kernel each way."""
 
 from __future__ import annotations
 
