@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from shiftnorm.ops.cpp import run_between
 from shiftnorm.ops.dispatch import is_batched
-from shiftnorm.ops.rows import ELEMENTS, address, gradients_by_autograd, is_counter, is_row
+from shiftnorm.ops.rows import ELEMENTS, address, count_blocks, gradients_by_autograd, is_counter, is_row
 from shiftnorm.ops.types import Moments
 
 __all__ = ["Attention", "attend"]
@@ -120,9 +120,6 @@ class _Attend(torch.autograd.Function):
         return *gradients, None, None
 
 
-_BLOCK = 64  # channels, kChannels of kernels/rows.h
-
-
 def _run(
     inputs: tuple[Tensor, ...],
     setting: Attention,
@@ -134,7 +131,7 @@ def _run(
     """Forward, or backward with the gradients to fill; the results are then their gradients."""
     samples, channels = results[0].shape
     pairs = len(setting.weight)
-    scratch = torch.empty(-(-channels // _BLOCK), samples, pairs, dtype=torch.float64)
+    scratch = results[0].new_empty(count_blocks(channels), samples, pairs, dtype=torch.float64)
     arguments = _ARGUMENTS.pack(
         *(ELEMENTS[results[0].dtype], torch.get_num_threads(), samples, channels, pairs),
         *(bessel, setting.eps, setting.norm_eps, setting.pace),

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["ELEMENTS", "address", "fits", "gradients_by_autograd", "is_counter", "is_row"]
+__all__ = ["ELEMENTS", "address", "count_blocks", "fits", "gradients_by_autograd", "is_counter", "is_row"]
 
 ELEMENTS = {torch.float32: 0, torch.float64: 1}
 _PLAIN = (Tensor, torch.nn.Parameter)
+_BLOCK = 64  # channels: kChannels of kernels/rows.h
 
 
 def address(tensor: Tensor | None) -> int:
@@ -21,6 +22,16 @@ def address(tensor: Tensor | None) -> int:
         0
     """
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def count_blocks(channels: int) -> int:
+    """Into how many blocks a kernel divides channels: sums over all of them are kept for each.
+
+    Example:
+        >>> count_blocks(65)
+        2
+    """
+    return -(-channels // _BLOCK)
 
 
 # A kernel believes what it is told: anything else would be read past its end, or as something else.

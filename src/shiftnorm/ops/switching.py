@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shiftnorm.ops.cpp import run_between
 from shiftnorm.ops.dispatch import is_batched
-from shiftnorm.ops.rows import ELEMENTS, address, gradients_by_autograd, is_counter, is_row
+from shiftnorm.ops.rows import ELEMENTS, address, count_blocks, gradients_by_autograd, is_counter, is_row
 from shiftnorm.ops.types import Affine, Moments
 
 __all__ = ["Switch", "switch"]
@@ -96,7 +96,7 @@ class _Switch(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         *parameters, setting, bessel = rest
         samples, channels = var.shape
-        pooled = (torch.empty(2, size, dtype=torch.float64) for size in (samples, channels))
+        pooled = (var.new_empty(2, size, dtype=torch.float64) for size in (samples, channels))
         kept = (*pooled, torch.empty_like(var))
         results = (torch.empty_like(var), torch.empty_like(var))
         _run((mean, var, *parameters), setting, bessel, kept, results)
@@ -118,9 +118,6 @@ class _Switch(torch.autograd.Function):
         return *gradients, None, None
 
 
-_BLOCK = 64  # channels, kChannels of kernels/rows.h
-
-
 def _run(
     inputs: tuple[Tensor | None, ...],
     setting: Switch,
@@ -133,7 +130,7 @@ def _run(
     samples, channels = results[0].shape
     scratch: Tensor | None = None
     if gradients is not None:
-        scratch = torch.empty(-(-channels // _BLOCK), 2 * samples + 6, dtype=torch.float64)
+        scratch = kept[0].new_empty(count_blocks(channels), 2 * samples + 6)
     arguments = _ARGUMENTS.pack(
         *(ELEMENTS[results[0].dtype], torch.get_num_threads(), samples, channels, bessel, setting.eps, setting.pace),
         *(address(each) for each in (*inputs, *setting[4:7], *kept, *results, *(gradients or (None,) * 6), scratch)),
