@@ -82,6 +82,19 @@ def test_findings_claim_no_more_than_the_seeds_allow():
     assert "no difference is claimed" in single[-1]
 
 
+def test_a_difference_beyond_the_spread_whose_interval_holds_zero_is_tentative():
+    base = [make_record("BatchNorm", seed, 5.0, value) for seed, value in enumerate((40.0, 42.0))]
+    rows = make_rows([*base, *(make_record("CNSN", seed, 5.0, value) for seed, value in enumerate((38.0, 37.0)))])
+    assert rows[2].difference is not None and rows[2].difference.exceeds_spread is True  # -3.5, spread 2
+    assert rows[2].difference.interval == pytest.approx((-3.5 - 12.7062 * 1.5, -3.5 + 12.7062 * 1.5), abs=1e-3)
+    text = to_markdown(rows, "BatchNorm")
+    assert "−3.5 (tentative)" in text and "so confirm with more seeds: CNSN.\n" in text
+    assert "larger than the spread of the seeds: CNSN" not in text and "no finding either way" not in text
+    assert describe_findings(rows, "BatchNorm")[1:] == [
+        "Beyond the spread, but zero lies in the interval of the difference: CNSN."
+    ]
+
+
 def test_the_page_is_whole_and_self_contained():
     page = render()
     for name in ("BatchNorm", "SelfNorm", "CNSN", "&lt;Odd&gt; &amp; Co", "toy set", "shot noise"):

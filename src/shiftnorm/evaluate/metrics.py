@@ -36,6 +36,9 @@ class Summary(NamedTuple):
         return self.high - self.low
 
 
+VERDICTS = ("better", "worse", "tentative", "within spread", "spread unknown")
+
+
 class PairedDifference(NamedTuple):
     """A quantity minus its reference, seed by seed.
 
@@ -50,6 +53,31 @@ class PairedDifference(NamedTuple):
     interval: tuple[float, float] | None
     exceeds_spread: bool | None
     count: int
+
+    @property
+    def verdict(self) -> str:
+        """What the seeds allow to say of an error, one of `VERDICTS`.
+
+        "better" or "worse" where the difference is larger than the spread and its interval keeps off zero,
+        "tentative" where it is larger but the interval holds zero, "within spread" where it is not larger,
+        "spread unknown" for a single seed.
+
+        Example:
+            >>> PairedDifference(-9.5, (-16.0, -3.0), True, 3).verdict
+            'better'
+            >>> PairedDifference(-5.0, (-14.0, 4.0), True, 3).verdict
+            'tentative'
+            >>> PairedDifference(-0.5, None, None, 1).verdict
+            'spread unknown'
+        """
+        if self.interval is None or self.exceeds_spread is None:
+            return "spread unknown"
+        if not self.exceeds_spread:
+            return "within spread"
+        low, high = self.interval
+        if low <= 0 <= high:
+            return "tentative"
+        return "better" if self.mean < 0 else "worse"
 
 
 def error(logits: Tensor, labels: Tensor) -> float:

@@ -13,13 +13,7 @@ from torch import Tensor
 
 from shiftnorm.evaluate.chart import Line, color, draw_dots, draw_lines, stroke
 from shiftnorm.evaluate.record import Record
-from shiftnorm.evaluate.table import (
-    Row,
-    describe_difference,
-    format_signed,
-    format_summary,
-    list_notes,
-)
+from shiftnorm.evaluate.table import Row, format_signed, format_summary, group_by_verdict, list_notes
 
 
 def render_report(
@@ -65,7 +59,7 @@ def render_report(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"signed": format_signed, "pm": format_summary, "verdict": describe_difference}
+    environment.filters |= {"signed": format_signed, "pm": format_summary}
     source = files("shiftnorm.evaluate").joinpath("report.html.j2").read_text(encoding="utf-8")
     severities = [str(severity) for severity in recipe["severities"]]
     finished = [(index, row) for index, row in enumerate(rows) if row.corrupted and row.clean]
@@ -116,20 +110,20 @@ def describe_findings(rows: Sequence[Row], reference: str) -> list[str]:
         f"{reference} errs on {base.clean.mean:.1f} % of the clean test images and on {base.corrupted.mean:.1f} % "
         "of the corrupted ones."
     ]
-    clear = sorted(
-        ((row.difference.mean, row.norm) for row in done if row.difference and row.difference.exceeds_spread),
-    )
-    better = [f"{name} by {-mean:.1f}" for mean, name in clear if mean < 0]
-    worse = [f"{name} by {mean:.1f}" for mean, name in clear if mean > 0]
-    within = [row.norm for row in done if row.difference and row.difference.exceeds_spread is False]
-    unknown = [row.norm for row in done if row.difference and row.difference.exceeds_spread is None]
-    if better:
-        sentences.append(f"Under corruption, better by more than the seeds' spread: {', '.join(better)} points.")
-    if worse:
-        sentences.append(f"Worse by more than the seeds' spread: {', '.join(worse)} points.")
-    if within:
-        sentences.append(f"Not told apart from {reference} by these seeds: {', '.join(within)}.")
-    if unknown:
+    names = group_by_verdict(sorted(done, key=lambda row: row.difference.mean if row.difference else 0.0))
+    sizes = {row.norm: f"{row.norm} by {abs(row.difference.mean):.1f}" for row in done if row.difference}
+    if names["better"]:
+        better = ", ".join(sizes[name] for name in names["better"])
+        sentences.append(f"Under corruption, better by more than the seeds' spread: {better} points.")
+    if names["worse"]:
+        worse = ", ".join(sizes[name] for name in names["worse"])
+        sentences.append(f"Worse by more than the seeds' spread: {worse} points.")
+    if names["tentative"]:
+        tentative = ", ".join(names["tentative"])
+        sentences.append(f"Beyond the spread, but zero lies in the interval of the difference: {tentative}.")
+    if names["within spread"]:
+        sentences.append(f"Not told apart from {reference} by these seeds: {', '.join(names['within spread'])}.")
+    if names["spread unknown"]:
         sentences.append("One seed does not tell how much seeds differ; no difference is claimed.")
     return sentences
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from shiftnorm.evaluate.metrics import PairedDifference, Summary, compare_paired, mean_corruption_error, summarize
+from shiftnorm.evaluate.metrics import (
+    VERDICTS,
+    PairedDifference,
+    Summary,
+    compare_paired,
+    mean_corruption_error,
+    summarize,
+)
 from shiftnorm.evaluate.record import Record
 from shiftnorm.evaluate.timing import StepTime
 
@@ -155,35 +162,8 @@ def format_signed(value: float) -> str:
     return text if float(text) == 0 else (MINUS if value < 0 else "+") + text
 
 
-def describe_difference(difference: PairedDifference | None) -> str:
-    """What a paired difference allows to say.
-
-    Example:
-        >>> describe_difference(PairedDifference(-9.5, (-16.0, -3.0), True, 2))
-        'better'
-        >>> describe_difference(PairedDifference(-0.5, (-16.0, 15.0), False, 2))
-        'within spread'
-        >>> describe_difference(PairedDifference(-0.5, None, None, 1))
-        'spread unknown'
-
-    Args:
-        difference: of an error to the reference.
-
-    Returns:
-        "better" or "worse" where the difference is larger than the seeds' spread, "within spread" where it is not,
-        "spread unknown" for a single seed, "" where there is none.
-    """
-    if difference is None:
-        return ""
-    if difference.exceeds_spread is None:
-        return "spread unknown"
-    if not difference.exceeds_spread:
-        return "within spread"
-    return "better" if difference.mean < 0 else "worse"
-
-
 def _format_difference(difference: PairedDifference | None) -> str:
-    return "–" if difference is None else f"{format_signed(difference.mean)} ({describe_difference(difference)})"
+    return "–" if difference is None else f"{format_signed(difference.mean)} ({difference.verdict})"
 
 
 def to_markdown(rows: Sequence[Row], reference: str) -> str:
@@ -236,6 +216,25 @@ def to_markdown(rows: Sequence[Row], reference: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def group_by_verdict(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Which norms the seeds allow to say what of.
+
+    Example:
+        >>> group_by_verdict([])["better"]
+        []
+
+    Args:
+        rows: from `build_rows`.
+
+    Returns:
+        The norms, in the rows' order, under every verdict of `PairedDifference`.
+    """
+    return {
+        verdict: [row.norm for row in rows if row.difference and row.difference.verdict == verdict]
+        for verdict in VERDICTS
+    }
+
+
 def list_notes(rows: Sequence[Row], reference: str) -> list[str]:
     """Sentences without which the table would mislead.
 
@@ -260,13 +259,18 @@ def list_notes(rows: Sequence[Row], reference: str) -> list[str]:
     if base is not None and base.step_time is not None:
         milliseconds = f"{base.step_time.milliseconds:.1f} ms"
         notes.append(f"Step time: ms per training step relative to {reference}, which takes {milliseconds}.")
-    within = [row.norm for row in rows if row.difference and row.difference.exceeds_spread is False]
-    clear = [row.norm for row in rows if row.difference and row.difference.exceeds_spread]
-    if clear:
+    names = group_by_verdict(rows)
+    if clear := [row.norm for row in rows if row.norm in names["better"] + names["worse"]]:
         notes.append(f"Difference to {reference} larger than the spread of the seeds: {', '.join(clear)}.")
-    if within:
-        notes.append(f"Not larger than the spread of the seeds, so no finding either way: {', '.join(within)}.")
-    if within or clear:
+    if names["tentative"]:
+        notes.append(
+            "Larger than the spread, but its 95 % interval over paired seeds holds zero, so confirm with more seeds: "
+            f"{', '.join(names['tentative'])}."
+        )
+    if names["within spread"]:
+        within = ", ".join(names["within spread"])
+        notes.append(f"Not larger than the spread of the seeds, so no finding either way: {within}.")
+    if clear or names["tentative"] or names["within spread"]:
         notes.append(
             "Spread is the larger of the two ranges (highest minus lowest seed). "
             + (
