@@ -148,6 +148,7 @@ template <class A> void attend_logits_backward(const Attend& k, int64_t c0) {
             const A d_logit = A(k.scratch[n * k.pairs + p]);
             const A* const linear = block.at(k.linear, p);
             A* const d_linear = block.at(k.d_linear, p);
+            INDEPENDENT
             for (int64_t c = 0; c < block.width; ++c) {
                 d_linear[c] += d_logit * z[c];
                 d_z[c] += d_logit * linear[c];
@@ -155,6 +156,7 @@ template <class A> void attend_logits_backward(const Attend& k, int64_t c0) {
         }
         const A *const mean = block.at(k.mean, n), *const var = block.at(k.var, n);
         A *const d_mean = block.at(k.d_mean, n), *const d_var = block.at(k.d_var, n);
+        INDEPENDENT
         for (int64_t c = 0; c < block.width; ++c) {
             const A scale = A(1) / std::sqrt(A(k.bessel) * var[c] + A(k.eps));
             d_mean[c] = d_z[c] * scale;

@@ -137,6 +137,7 @@ template <class A> void front(const Rows<A>& rows) {
     }
     if (!k.front_mean) return;
     A *const running_mean = rows.row(k.front_mean, 0), *const running_var = rows.row(k.front_var, 0);
+    INDEPENDENT
     for (int64_t c = 0; c < width; ++c) {
         running_mean[c] += A(k.front_pace * (mean[c] - double(running_mean[c])));
         running_var[c] += A(k.front_pace * (var[c] * (all / (all - 1)) - double(running_var[c])));
@@ -163,11 +164,13 @@ template <class A> void front_backward(const Rows<A>& rows, const void* of_gains
             scales[c] += double(d_level * weight[c] * parts.share[c]);
             centers[c] += double(g[c] * weight[c] * parts.level[c]);
         }
+        INDEPENDENT
         for (int64_t c = 0; parts.shared && c < width; ++c) {
             const A own = parts.own(spread[c], c), d_own = d_gain[c] * weight[c] * parts.rest[c];
             d_weight[c] += d_gain[c] * parts.rest[c] * own;
             d_var[c] -= A(0.5) * d_own * own * own * own;
         }
+        INDEPENDENT
         for (int64_t c = 0; k.d_front_share && c < width; ++c) {
             const A own = A(1) / std::sqrt(spread[c] + A(k.front_eps));
             const A by_batch = d_gain[c] + g[c] * A(double(mean[c]) - center[c]);
@@ -175,7 +178,9 @@ template <class A> void front_backward(const Rows<A>& rows, const void* of_gains
         }
         A *const of_weight = rows.row(k.d_front_weight, n * k.front_weight_step);
         A *const of_bias = rows.row(k.d_front_bias, n * k.front_bias_step);
+        INDEPENDENT
         for (int64_t c = 0; k.front_weight && c < width; ++c) of_weight[c] = A(weights[c] += double(d_weight[c]));
+        INDEPENDENT
         for (int64_t c = 0; k.front_bias && c < width; ++c) of_bias[c] = A(biases[c] += double(g[c]));
         if (k.front_weight_step) std::memset(weights, 0, sizeof weights);
         if (k.front_bias_step) std::memset(biases, 0, sizeof biases);
@@ -191,6 +196,7 @@ template <class A> void front_backward(const Rows<A>& rows, const void* of_gains
     for (int64_t n = 0; n < samples; ++n) {
         A *const d_mean = rows.at(k.d_mean, n), *const d_var = rows.at(k.d_var, n);
         const A *const mean = rows.at(k.mean, n), *const g = rows.at(of_means, n), *const weight = parts.weight(n);
+        INDEPENDENT
         for (int64_t c = 0; c < width; ++c) {
             const double distance = parts.distance(mean[c], center[c], c);
             d_mean[c] = A(double(g[c] * weight[c] * parts.level[c]) + shift[c] + slope[c] * distance);
@@ -211,6 +217,7 @@ template <class A> void retarget_block(const Retarget& k, int64_t c0) {
     for (int64_t n = 0; k.partner && n < samples; ++n) {
         const A* const var = rows.at(k.var, n);
         A* const std = rows.at(k.std, n);
+        INDEPENDENT
         for (int64_t c = 0; c < width; ++c) {
             const A gain = rows.gain(n, c);
             std[c] = std::sqrt(bessel * (gain * gain * var[c]) + exchange_eps);
@@ -228,6 +235,7 @@ template <class A> void retarget_block(const Retarget& k, int64_t c0) {
         for (int64_t c = 0; c < width; ++c) new_mean[c] = mean[c];
         if (!linear) continue;
         A *const std = rows.at(k.gate_std, n), *const z = rows.at(k.gate, n);
+        INDEPENDENT
         for (int64_t c = 0; c < width; ++c) {
             std[c] = std::sqrt(bessel * (gains[c] * gains[c] * var[c]) + gate_eps);
             z[c] = linear[2 * c] * mean[c] + linear[2 * c + 1] * std[c];
@@ -236,17 +244,18 @@ template <class A> void retarget_block(const Retarget& k, int64_t c0) {
     }
     if (!linear) return;
     A *const center = rows.row(k.batch, 0), *const scale = rows.row(k.batch, k.channels);
-    for (int64_t c = 0; c < width; ++c) center[c] = A(sum[c] / double(samples));
+    for (int64_t c = 0; c < width; ++c) sum[c] /= double(samples), center[c] = A(sum[c]);
     for (int64_t n = 0; n < samples; ++n) {
         const A* const z = rows.at(k.gate, n);
         for (int64_t c = 0; c < width; ++c) {
-            const double d = double(z[c]) - sum[c] / double(samples);
+            const double d = double(z[c]) - sum[c];
             squares[c] += d * d;
         }
     }
     for (int64_t c = 0; c < width; ++c) scale[c] = A(1 / std::sqrt(squares[c] / double(samples) + k.norm_eps));
     if (k.running_mean) {
         A *const mean = rows.row(k.running_mean, 0), *const var = rows.row(k.running_var, 0);
+        INDEPENDENT
         for (int64_t c = 0; c < width; ++c) {
             mean[c] += A(k.pace) * (center[c] - mean[c]);
             var[c] += A(k.pace) * (A(squares[c] / double(samples - 1)) - var[c]);
@@ -257,6 +266,7 @@ template <class A> void retarget_block(const Retarget& k, int64_t c0) {
     for (int64_t n = 0; n < samples; ++n) {
         A *const gate = rows.at(k.gate, n), *const new_gain = rows.at(k.new_gain, n);
         A* const new_mean = rows.at(k.new_mean, n);
+        INDEPENDENT
         for (int64_t c = 0; c < width; ++c) {
             const A level = weight[c] * ((gate[c] - center[c]) * scale[c]) + bias[c];
             gate[c] = A(1) / (A(1) + exponential(-level));
@@ -295,6 +305,7 @@ template <class A> void retarget_block_backward(const Retarget& k, int64_t c0) {
     const auto levels = [&](int64_t n) {
         const A *const mean = rows.mean(rows.partner(n)), *const gate = rows.at(k.gate, n);
         const A *const g_gain = rows.at(k.new_gain, n), *const g_mean = rows.at(k.new_mean, n);
+        INDEPENDENT
         for (int64_t c = 0; c < width; ++c) {
             const A d_gate = height * (g_gain[c] * before[c] * ratio[c] + g_mean[c] * mean[c]);
             d_level[c] = d_gate * gate[c] * (A(1) - gate[c]);
@@ -307,6 +318,7 @@ template <class A> void retarget_block_backward(const Retarget& k, int64_t c0) {
     for (int64_t n = 0; linear && n < samples; ++n) {
         gains(n);
         levels(n);
+        INDEPENDENT
         for (int64_t c = 0; c < width; ++c) {
             weights[c] += double(d_level[c] * normed(n, c));
             biases[c] += double(d_level[c]);
@@ -321,6 +333,7 @@ template <class A> void retarget_block_backward(const Retarget& k, int64_t c0) {
         if (linear) {
             const A *const gate = rows.at(k.gate, n), *const std = rows.at(k.gate_std, n);
             levels(n);
+            INDEPENDENT
             for (int64_t c = 0; c < width; ++c) {
                 const A spread = (A(biases[c]) + normed(n, c) * A(weights[c])) / A(samples);
                 const A d_z = weight[c] * scale[c] * (d_level[c] - spread);
@@ -333,11 +346,13 @@ template <class A> void retarget_block_backward(const Retarget& k, int64_t c0) {
                 d_gain[c] = g_gain[c] * height * gate[c] + A(2) * slope * whole * var[c];
             }
         } else {
+            INDEPENDENT
             for (int64_t c = 0; c < width; ++c) d_mean[c] += g_mean[c], d_gain[c] = g_gain[c], d_var[c] = 0;
         }
         if (k.partner) {  // ratio = std of the other / own std
             const A* const own = rows.at(k.std, n);
             A *const d_own = rows.at(k.scratch, n), *const d_other = rows.at(k.scratch, other);
+            INDEPENDENT
             for (int64_t c = 0; c < width; ++c) {
                 const A part = d_gain[c] * before[c] / own[c];
                 d_own[c] -= part * ratio[c];
@@ -351,6 +366,7 @@ template <class A> void retarget_block_backward(const Retarget& k, int64_t c0) {
     for (int64_t n = 0; k.partner && n < samples; ++n) {
         const A *const var = rows.at(k.var, n), *const std = rows.at(k.std, n), *const d_std = rows.at(k.scratch, n);
         A *const d_var = rows.at(k.d_var, n), *const d_before = rows.row(k.d_gain, n * gain_step);
+        INDEPENDENT
         for (int64_t c = 0; c < width; ++c) {
             const A slope = d_std[c] * bessel / (A(2) * std[c]), gain = rows.gain(n, c);
             d_var[c] += slope * gain * gain;

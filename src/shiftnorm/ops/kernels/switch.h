@@ -34,19 +34,22 @@ template <class A> struct Mixed {
         return of_mean[1] * A(double(own) - of_sample) + of_mean[2] * A(double(own) - of_channel);
     }
     A* at(const void* rows, int64_t n, int64_t c) const { return rows_of<A>(rows) + n * k.channels + c; }
+    // Parameters of a block, or what stands for those that are not given.
+    void fill(A* block, const void* parameters, A otherwise, int64_t c0) const {
+        for (int64_t c = 0; c < least(kChannels, k.channels - c0); ++c)
+            block[c] = parameters ? rows_of<A>(parameters)[c0 + c] : otherwise;
+    }
 };
 
 template <class A> void switch_samples(const Switch& k) {
     const Mixed<A> mixed(k);
     for_each(k.samples, rows_workers(k.samples * k.channels, k.threads), [&](int64_t n) {
         const A *const mean = mixed.at(k.mean, n, 0), *const var = mixed.at(k.var, n, 0);
-        double sum = 0, squares = 0;
-        for (int64_t c = 0; c < k.channels; ++c) sum += double(mean[c]);
-        const double center = sum / double(k.channels);
-        for (int64_t c = 0; c < k.channels; ++c) {
+        const double center = total(k.channels, [&](int64_t c) { return double(mean[c]); }) / double(k.channels);
+        const double squares = total(k.channels, [&](int64_t c) {
             const double d = double(mean[c]) - center;
-            squares += k.bessel * double(var[c]) + d * d;
-        }
+            return k.bessel * double(var[c]) + d * d;
+        });
         mixed.sample_mean()[n] = center;
         mixed.sample_var()[n] = squares / double(k.channels);
     });
@@ -66,19 +69,23 @@ template <class A> void switch_block(const Switch& k, int64_t c0) {
             var[c] += k.bessel * double(mixed.at(k.var, n, c0)[c]) + d * d;
         }
     for (int64_t c = 0; c < width; ++c) var[c] /= double(k.samples);
+    A weight[kChannels], bias[kChannels];
+    mixed.fill(weight, k.weight, A(1), c0);
+    mixed.fill(bias, k.bias, A(0), c0);
     for (int64_t n = 0; n < k.samples; ++n) {
         const A *const own = mixed.at(k.mean, n, c0), *const own_var = mixed.at(k.var, n, c0);
         A *const gain = mixed.at(k.gain, n, c0), *const behind = mixed.at(k.new_mean, n, c0);
         A* const scale = mixed.at(k.scale, n, c0);
         const double of_sample = mixed.sample_mean()[n];
         const A var_of_sample = A(mixed.sample_var()[n]);
+        INDEPENDENT
         for (int64_t c = 0; c < width; ++c) {
             const A distance = mixed.distance(own[c], of_sample, mean[c]);
-            const A total = mixed.of_var[0] * A(k.bessel) * own_var[c] + mixed.of_var[1] * var_of_sample +
+            const A whole = mixed.of_var[0] * A(k.bessel) * own_var[c] + mixed.of_var[1] * var_of_sample +
                             mixed.of_var[2] * A(var[c]);
-            scale[c] = A(1) / std::sqrt(total + A(k.eps));
-            gain[c] = k.weight ? scale[c] * rows_of<A>(k.weight)[c0 + c] : scale[c];
-            behind[c] = gain[c] * distance + (k.bias ? rows_of<A>(k.bias)[c0 + c] : A(0));
+            scale[c] = A(1) / std::sqrt(whole + A(k.eps));
+            gain[c] = scale[c] * weight[c];
+            behind[c] = gain[c] * distance + bias[c];
         }
     }
     if (!k.running_mean) return;
@@ -94,7 +101,10 @@ template <class A> void switch_gradients(const Switch& k, int64_t c0, double* su
     const Mixed<A> mixed(k);
     const int64_t width = least(kChannels, k.channels - c0);
     double *const of_samples = sums, *const shares = sums + 2 * k.samples;
-    double weights[kChannels] = {}, biases[kChannels] = {};
+    const double *const channel_mean = mixed.channel_mean() + c0, *const channel_var = mixed.channel_var() + c0;
+    double weights[kChannels] = {}, biases[kChannels] = {}, parts[4][kChannels] = {};
+    A weight[kChannels];
+    mixed.fill(weight, k.weight, A(1), c0);
     for (int i = 0; i < 6; ++i) shares[i] = 0;
     for (int64_t n = 0; n < k.samples; ++n) {
         const A *const own = mixed.at(k.mean, n, c0), *const own_var = mixed.at(k.var, n, c0);
@@ -102,25 +112,24 @@ template <class A> void switch_gradients(const Switch& k, int64_t c0, double* su
         const A* const scale = mixed.at(k.scale, n, c0);
         A *const of_mean = mixed.at(k.d_mean, n, c0), *const of_var = mixed.at(k.d_var, n, c0);
         const double of_sample = mixed.sample_mean()[n];
-        double mean_sum = 0, var_sum = 0, parts[4] = {};
+        INDEPENDENT
         for (int64_t c = 0; c < width; ++c) {
-            const A weight = k.weight ? rows_of<A>(k.weight)[c0 + c] : A(1);
-            const double of_channel = mixed.channel_mean()[c0 + c];
-            const A whole = d_gain[c] + g[c] * mixed.distance(own[c], of_sample, of_channel);
-            of_mean[c] = -g[c] * weight * scale[c];
-            of_var[c] = A(-0.5) * whole * weight * scale[c] * scale[c] * scale[c];
+            const A whole = d_gain[c] + g[c] * mixed.distance(own[c], of_sample, channel_mean[c]);
+            of_mean[c] = -g[c] * weight[c] * scale[c];
+            of_var[c] = A(-0.5) * whole * weight[c] * scale[c] * scale[c] * scale[c];
             weights[c] += double(whole * scale[c]);
             biases[c] += double(g[c]);
-            mean_sum += double(of_mean[c]), var_sum += double(of_var[c]);
-            parts[0] += double(of_mean[c]) * double(own[c]);
-            parts[1] += double(of_mean[c]) * of_channel;
-            parts[2] += double(of_var[c]) * double(own_var[c]);
-            parts[3] += double(of_var[c]) * mixed.channel_var()[c0 + c];
+            parts[0][c] += double(of_mean[c]) * double(own[c]);
+            parts[1][c] += double(of_mean[c]) * channel_mean[c];
+            parts[2][c] += double(of_var[c]) * double(own_var[c]);
+            parts[3][c] += double(of_var[c]) * channel_var[c];
         }
-        of_samples[n] = mean_sum, of_samples[k.samples + n] = var_sum;
-        shares[0] += parts[0], shares[1] += mean_sum * of_sample, shares[2] += parts[1];
-        shares[3] += k.bessel * parts[2], shares[4] += var_sum * mixed.sample_var()[n], shares[5] += parts[3];
+        of_samples[n] = total(width, [&](int64_t c) { return double(of_mean[c]); });
+        of_samples[k.samples + n] = total(width, [&](int64_t c) { return double(of_var[c]); });
+        shares[1] += of_samples[n] * of_sample, shares[4] += of_samples[k.samples + n] * mixed.sample_var()[n];
     }
+    const auto sum = [&](int part) { return total(width, [&](int64_t c) { return parts[part][c]; }); };
+    shares[0] = sum(0), shares[2] = sum(1), shares[3] = k.bessel * sum(2), shares[5] = sum(3);
     for (int64_t c = 0; c < width; ++c) {
         if (k.weight) rows_of<A>(k.d_weight)[c0 + c] = A(weights[c]);
         if (k.bias) rows_of<A>(k.d_bias)[c0 + c] = A(biases[c]);
@@ -141,12 +150,14 @@ template <class A> void switch_moments(const Switch& k, int64_t c0, const double
     for (int64_t n = 0; n < k.samples; ++n) {
         A *const d_mean = mixed.at(k.d_mean, n, c0), *const d_var = mixed.at(k.d_var, n, c0);
         const A* const own = mixed.at(k.mean, n, c0);
+        const double of_sample = mixed.sample_mean()[n];
         const double by_sample = double(mixed.of_mean[1]) * sums[n] / double(k.channels);
         const double var_by_sample = double(mixed.of_var[1]) * sums[k.samples + n] / double(k.channels);
+        INDEPENDENT
         for (int64_t c = 0; c < width; ++c) {
             const double by_channel = double(mixed.of_mean[2]) * means[c] / double(k.samples);
             const double var_by_channel = double(mixed.of_var[2]) * vars[c] / double(k.samples);
-            const double from_sample = double(own[c]) - mixed.sample_mean()[n];
+            const double from_sample = double(own[c]) - of_sample;
             const double from_channel = double(own[c]) - mixed.channel_mean()[c0 + c];
             d_mean[c] = A(double((mixed.of_mean[0] - A(1)) * d_mean[c]) + by_sample + by_channel +
                           2 * (var_by_sample * from_sample + var_by_channel * from_channel));
