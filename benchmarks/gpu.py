@@ -26,7 +26,8 @@ from gpu_clock import Clock, Forward, machine, times
 from gpu_targets import FORMAT, markdown
 from record import RESULTS, save
 from rows import ROWS, Draws, Row, draws_for, groups, plain_state
-from shiftnorm.norms.base import MomentNorm, run_fused
+from shiftnorm.norms.base import MomentNorm
+from shiftnorm.norms.fused import run_fused
 from shiftnorm.ops import choose, explain, use_backend
 
 # ResNet-50 at 64 x 224 x 224, and its second stage at a batch no cache holds; nnU-Net at 2 x 128 x 128 x 128

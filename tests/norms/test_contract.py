@@ -211,6 +211,19 @@ def test_random_norms_replay_and_rest_in_evaluation(case: Case) -> None:
 
 
 @all_cases
+def test_a_random_norm_that_does_not_act_costs_nothing(case: Case) -> None:
+    norm, x = build(case), torch.randn(4, 8, 5, 5, dtype=torch.float64)
+    draw = norm.draw(x)
+    if not isinstance(norm, NormLayer) or not hasattr(draw, "acts"):
+        return
+    resting = draw._replace(acts=torch.tensor(False))
+    assert norm.rests(resting) and not norm.rests(draw._replace(acts=torch.tensor(True)))
+    assert norm(x, draw=resting) is x
+    compiled = torch.compile(lambda x: norm(x, draw=resting), backend="eager")(x)  # where it may not be asked
+    torch.testing.assert_close(compiled, x)
+
+
+@all_cases
 def test_a_draw_for_another_batch_is_refused(case: Case) -> None:
     norm, x = build(case), torch.randn(4, 8, 5, 5, dtype=torch.float64)
     if case.random or norm.draw(x) is not None:

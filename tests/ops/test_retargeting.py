@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -44,6 +45,7 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=f"the C++ backend {RE
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "SelfNorm": SelfNorm,
     "SelfNorm from the identity": lambda channels: SelfNorm(channels, start="identity"),
+    "SelfNorm with two branches": lambda channels: SelfNorm(channels, two_branches=True),
     "CrossNorm": CrossNorm,
     "CNSN": CNSN,
     "behind BatchNorm": lambda channels: Chain(BatchNorm(channels), *CNSN(channels)),
@@ -166,7 +168,10 @@ def test_gradients_of_gradients_and_of_batches() -> None:
     assert torch.autograd.gradgradcheck(through, of_parameters)
 
 
-@pytest.mark.parametrize("name", ["BatchNorm twice", "IBN", "BatchInstanceNorm", "SwitchNorm", "AttentiveNorm"])
+@pytest.mark.parametrize(
+    "name",
+    ["BatchNorm twice", "IBN", "BatchInstanceNorm", "SwitchNorm", "AttentiveNorm", "SelfNorm with two branches"],
+)
 def test_gradients_of_gradients_of_x(name: str, calls: list[bool]) -> None:
     norm, x = NORMS[name](3).double(), spread_planes((4, 3, 2), torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(norm, x, check_batched_grad=True)
@@ -254,7 +259,6 @@ ONLY_FORMULAS: dict[str, Callable[[], nn.Module]] = {
     "a blend": lambda: CrossNorm(3, blend=0.3),
     "a pool": _pooled,
     "a crop": lambda: CrossNorm(3, crop="both"),
-    "two branches": lambda: SelfNorm(3, two_branches=True),
     "mixing": lambda: SelfNorm(3, attention="mixing"),
     "cumulative averages": lambda: SelfNorm(3, momentum=None),
     "cumulative averages of moments": lambda: SwitchNorm(3, momentum=None),
@@ -274,6 +278,20 @@ def test_left_to_the_formulas(what: str, calls: list[bool]) -> None:
     norm = ONLY_FORMULAS[what]()
     norm(spread_planes((4, 3, 6), torch.float32))
     assert not calls
+
+
+def test_two_branches_of_which_one_is_listened_to(calls: list[bool]) -> None:
+    x, heard = spread_planes((4, 3, 6), torch.float64), []
+    plain = SelfNorm(3, two_branches=True).double()
+    for count, name in ((1, "mean_gate"), (0, "gate")):
+        norm = copy.deepcopy(plain)
+        gate = norm.get_submodule(name)
+        gate.register_forward_hook(lambda *_: heard.append(True))
+        calls.clear()
+        found = norm(x)
+        assert len(calls) == count and len(heard) == 1
+        heard.clear()
+        torch.testing.assert_close(found, copy.deepcopy(plain)(x), rtol=0, atol=1e-12)
 
 
 def test_left_to_the_formulas_by_the_input(calls: list[bool]) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from shiftnorm.norms import GroupNorm, InstanceNorm, LayerNorm
-from shiftnorm.norms.base import MomentNorm, run_fused
+from shiftnorm.norms.base import MomentNorm
+from shiftnorm.norms.fused import run_fused
 from shiftnorm.ops import single, use_backend
 from shiftnorm.ops.single import normalize_at_once
 from triton_device import COMPILED, DEVICE, DTYPES, LAYOUTS, assert_near, laid_out, random, runs_kernels

@@ -1,20 +1,19 @@
-"""What every norm shares: the loop around ``affine``, the input check and the authors' state_dict keys."""
+"""What every norm shares: draws, the contract of ``affine``, the input check and the authors' state_dict keys."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from shiftnorm.norms.algebra import algebra_by_kernel, algebra_of, compiled_algebra
-from shiftnorm.ops import Affine, Exchange, Gate, Moments, Pool, has_retargeting, is_forced, is_traced, moments
-from shiftnorm.ops.epilogue import ACTIVATIONS, apply_activated, normalize_activated
+from shiftnorm.norms.draws import is_known
+from shiftnorm.norms.fused import run_fused
+from shiftnorm.ops import Affine, Exchange, Gate, Moments, Pool, is_forced, is_traced
 
-__all__ = ["MomentNorm", "NormLayer", "OfficialTensor", "check_input", "has_hooks", "run_fused"]
+__all__ = ["MomentNorm", "NormLayer", "OfficialTensor", "check_input", "has_hooks"]
 
 
 class OfficialTensor(NamedTuple):
@@ -102,6 +101,17 @@ class NormLayer(nn.Module):
         """
         del x, generator
         return None
+
+    def rests(self, draw: Any) -> bool:
+        """Whether the draw is known, without asking a device, to return x untouched: its ``acts`` on a CPU, untraced.
+
+        Example:
+            >>> from shiftnorm.norms import CrossNorm, CrossNormDraw
+            >>> CrossNorm().rests(CrossNormDraw(torch.tensor(False), torch.tensor([1, 0])))
+            True
+        """
+        acts = getattr(draw, "acts", None)
+        return acts is not None and is_known(acts) and not acts
 
     def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Translate the authors' state_dict of this layer into ours.
@@ -208,17 +218,6 @@ class MomentNorm(NormLayer, ABC):
     def affine(self, m: Moments, *args: Any, **kwargs: Any) -> Affine:
         """The new gain and mean of every plane from its moments; a random norm is given its draw and regions too."""
 
-    def rests(self, draw: Any) -> bool:
-        """Whether the layer is known, without asking a device, to return x untouched with this draw.
-
-        Example:
-            >>> from shiftnorm.norms import InstanceNorm
-            >>> InstanceNorm(3).rests(None)
-            False
-        """
-        del draw
-        return False
-
     def step(self, m: Moments, draw: Any) -> Pool | Exchange | Gate | None:
         """What :meth:`affine` computes, in the terms of ``ops.retarget``; None where only the formula says it.
 
@@ -300,64 +299,6 @@ class MomentNorm(NormLayer, ABC):
             if y is not None:
                 return y
         return run_fused([self], x, [self.draw(x) if draw is None else draw], mask)
-
-
-def run_fused(
-    norms: Sequence[MomentNorm],
-    x: Tensor,
-    draws: Sequence[Any],
-    mask: Tensor | None = None,
-    activation: str = "none",
-) -> Tensor:
-    """Run several norms in one moments pass and one apply pass; norms that are the identity now take no part.
-
-    An activation that follows them, by its name in ``ops.epilogue``, is part of the second pass where it can be.
-
-    Example:
-        >>> from shiftnorm.norms import BatchNorm, SelfNorm
-        >>> norms, x = [BatchNorm(3), SelfNorm(3)], torch.randn(2, 3, 4, 4)
-        >>> run_fused(norms, x, [None, None]).shape
-        torch.Size([2, 3, 4, 4])
-    """
-    pairs = zip(norms, draws, strict=True)
-    live = [(norm, draw) for norm, draw in pairs if not (norm.is_identity or _rests(norm, draw))]
-    if not live:
-        return ACTIVATIONS[activation](x)
-    region: Tensor | None = None
-    regions: list[Moments] = []
-    constant = False
-    if len(live) == 1:
-        norm, draw = live[0]
-        constant = norm.constant_moments
-        if mask is not None and norm.is_regional:
-            raise ValueError(f"{type(norm).__name__}: its own region and a mask cannot be combined; drop one of them.")
-        region = norm.acting_region(x, draw)
-        regions = [moments(x, part) for part in norm.regions(x, draw)]
-
-    algebra = None if is_traced(x) else compiled_algebra(live, x.shape[1])
-    by_kernel = algebra is None and not regions and has_retargeting(x)
-
-    def to_affine(m: Moments) -> Affine:
-        return algebra_by_kernel(live, m) if by_kernel else (algebra or algebra_of)(live, regions, m)
-
-    after = activation if region is None else "none"  # what acts in a region only comes before what acts everywhere
-    if any(norm.needs_moments for norm, _ in live):
-        y = normalize_activated(x, to_affine, activation=after, mask=mask, constant=constant)
-    else:
-        origin = _origin(x)
-        y = apply_activated(x, origin, to_affine(origin), activation=after)
-    return y if region is None else ACTIVATIONS[activation](torch.where(region, y, x))
-
-
-def _rests(norm: MomentNorm, draw: Any) -> bool:
-    # Compiled, a norm that rests is part of the same graph; without it there would be one more to compile.
-    return norm.algebra_backend is None and norm.rests(draw)
-
-
-def _origin(x: Tensor) -> Moments:
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    shape = (1, x.shape[1])
-    return Moments(x.new_zeros(shape, dtype=wide), x.new_ones(shape, dtype=wide), math.prod(x.shape[2:]))
 
 
 def has_hooks(module: nn.Module) -> bool:

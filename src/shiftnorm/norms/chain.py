@@ -9,7 +9,8 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
-from shiftnorm.norms.base import MomentNorm, NormLayer, check_input, has_hooks, run_fused
+from shiftnorm.norms.base import MomentNorm, NormLayer, check_input, has_hooks
+from shiftnorm.norms.fused import run_fused
 
 __all__ = ["Chain"]
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from shiftnorm.norms.base import MomentNorm
 from shiftnorm.norms.boxes import draw_box, inside_box
-from shiftnorm.norms.draws import check_partners, draw_permutation
-from shiftnorm.ops import Affine, Exchange, Moments, is_traced, normalize
+from shiftnorm.norms.draws import check_partners, draw_permutation, is_known
+from shiftnorm.ops import Affine, Exchange, Moments, normalize
 
 __all__ = ["CrossNorm", "CrossNormDraw", "restyle"]
 
@@ -74,7 +74,7 @@ class CrossNorm(MomentNorm):
     Modes: training acts with probability ``p`` if active; evaluation is the identity and returns x itself.
     Raises: ValueError for unknown modes and crops, values out of range, or another channel count.
     Cost: two reads and one write of x; nothing more behind a BatchNorm in a Chain (without crops). Crops read the box
-        too.
+        too. Nothing on a CPU, uncompiled, in the steps in which it does not act.
     Source: Tang et al., "CrossNorm and SelfNorm for Generalization under Distribution Shifts", ICCV 2021.
     Differences: any rank; the 1-instance mode of the paper, which the released code cannot reach; planes of 1 element
         exchange means where the authors get NaN; planes with a side of 1 or 2 use the whole plane where their box
@@ -210,21 +210,13 @@ class CrossNorm(MomentNorm):
         if self.mode != "2-instance":
             channels = draw_permutation(x.shape[1], device, generator)
 
+        if not self.is_regional:
+            return CrossNormDraw(acts, partner, channels)
+
         def box(wanted: bool) -> Tensor | None:
             return draw_box(x, self.beta, self.min_area, generator) if wanted else None
 
-        return CrossNormDraw(
-            acts, partner, channels, box(self.crop in ("style", "both")), box(self.crop in ("content", "both"))
-        )
-
-    def rests(self, draw: CrossNormDraw) -> bool:
-        """Whether the draw says so, where looking costs nothing: on a CPU, outside tracing.
-
-        Example:
-            >>> CrossNorm().rests(CrossNormDraw(torch.tensor(False), torch.tensor([1, 0])))
-            True
-        """
-        return _is_known(draw.acts) and not draw.acts
+        return CrossNormDraw(acts, partner, channels, box(self.crop != "content"), box(self.crop != "style"))
 
     def step(self, m: Moments, draw: CrossNormDraw) -> Exchange | None:
         """The exchange, in the 2-instance mode without a crop, a blend or a pool.
@@ -236,7 +228,7 @@ class CrossNorm(MomentNorm):
         """
         check_partners("CrossNorm", draw.partner, m.mean.shape[0])
         plain = self.pool_mean is None and self.blend is None and not self.is_regional and draw.channels is None
-        return Exchange(draw.partner, self.eps) if plain and _is_known(draw.acts) else None
+        return Exchange(draw.partner, self.eps) if plain and is_known(draw.acts) else None
 
     def regions(self, x: Tensor, draw: CrossNormDraw) -> tuple[Tensor, ...]:
         """The boxes of the draw, as masks: first the style's, then the content's.
@@ -275,7 +267,7 @@ class CrossNorm(MomentNorm):
         content = m if draw.content_box is None else boxes.pop(0)
         partner, channels = draw.partner, draw.channels
         exchanges = style is content  # within one set of planes, resting is being one's own partner
-        if exchanges and not (_is_known(draw.acts) and bool(draw.acts)):
+        if exchanges and not (is_known(draw.acts) and bool(draw.acts)):
             partner = torch.where(draw.acts, partner, torch.arange(partner.shape[0], device=partner.device))
             if channels is not None:
                 channels = torch.where(draw.acts, channels, torch.arange(channels.shape[0], device=channels.device))
@@ -308,11 +300,6 @@ class CrossNorm(MomentNorm):
 def _rows(x: Tensor, index: Tensor) -> Tensor:
     # The gradient of an embedding is one kernel on a CPU; on a GPU it may wait for the device, that of a selection not.
     return F.embedding(index, x) if x.device.type == "cpu" else x.index_select(0, index)
-
-
-def _is_known(acts: Tensor) -> bool:
-    # Asking costs nothing on a CPU; elsewhere it would synchronise, and in a traced call fix the answer.
-    return acts.device.type == "cpu" and not is_traced(acts) and acts.numel() == 1
 
 
 def restyle(

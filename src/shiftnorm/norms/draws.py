@@ -7,7 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["check_partners", "draw_beta", "draw_partners", "draw_permutation"]
+from shiftnorm.ops import is_traced
+
+__all__ = ["check_partners", "draw_beta", "draw_partners", "draw_permutation", "is_known"]
 
 
 def draw_beta(
@@ -88,3 +90,14 @@ def check_partners(who: str, partners: Tensor, samples: int) -> None:
             f"{who}: expected a draw for {samples} samples, got one for {partners.shape[0]}. "
             "Draw again with norm.draw(x)."
         )
+
+
+def is_known(flag: Tensor) -> bool:
+    """Whether a drawn flag may be asked for: on a CPU it costs nothing, elsewhere it would wait for the device, and in
+    a traced call fix the answer.
+
+    Example:
+        >>> is_known(torch.tensor(True)), is_known(torch.empty((), device="meta"))
+        (True, False)
+    """
+    return flag.is_cpu and flag.numel() == 1 and not is_traced(flag)

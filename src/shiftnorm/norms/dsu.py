@@ -58,8 +58,8 @@ class DSU(MomentNorm):
     State: no parameters, no buffers.
     Modes: acts in training; in evaluation, and with p = 0, it returns x itself.
     Raises: ValueError for p outside [0, 1], eps not positive, a negative factor, or another channel count.
-    Cost: two reads and one write of x forward, four and one backward; the same in the steps in which it does not act,
-        whose output is then x up to rounding.
+    Cost: two reads and one write of x forward, four and one backward. In the steps in which it does not act nothing on
+        a CPU, which returns x itself; on a GPU, or compiled, the same, and x up to rounding.
     Source: Li et al., "Uncertainty Modeling for Out-of-Distribution Generalization", ICLR 2022, arXiv:2202.03958.
     Differences: torch's generator on x's device instead of numpy's; any rank; a batch of one has no spread to draw from
         and passes unchanged, and planes of a single element only move their mean, where the authors' give NaN. The

@@ -68,8 +68,8 @@ class EFDMix(NormLayer):
     Raises: ValueError for p outside [0, 1], alpha not positive, an unknown mix, another channel count, or a mask:
         planes of different lengths have no ranks in common.
     Cost: one sort with indices, a gather of the batch and a scatter forward; a gather and a scatter backward. Keeps two
-        bytes per element for backward (four for planes beyond 32768 elements; eight when traced) and not x. The same in
-        the steps in which it does not act.
+        bytes per element for backward (four for planes beyond 32768 elements; eight when traced) and not x. In the
+        steps in which it does not act nothing on a CPU, which returns x itself; on a GPU, or compiled, the same.
     Source: Zhang et al., "Exact Feature Distribution Matching for Arbitrary Style Transfer and Domain Generalization",
         CVPR 2022, arXiv:2203.07740.
     Differences: one sort where the authors make two; the stable order makes results the same on every device; torch's
@@ -140,6 +140,8 @@ class EFDMix(NormLayer):
             return x
         draw = self.draw(x) if draw is None else draw
         check_partners("EFDMix", draw.permutation, x.shape[0])
+        if self.rests(draw):
+            return x
         planes = _planes(x)
         share = torch.where(draw.acts, 1 - draw.weight, 0.0).unsqueeze(-1)
         if is_traced(x):

@@ -63,8 +63,9 @@ class MixStyle(MomentNorm):
         across domains with unlabelled ones. A compiled model recompiles once for each value.
     Modes: acts in training; in evaluation, with ``active = False`` and with p = 0 it returns x itself.
     Raises: ValueError for p outside [0, 1], alpha or eps not positive, an unknown mix, or another channel count.
-    Cost: two reads and one write of x forward, one and one backward; keeps nothing of x's size for backward. The same
-        in the steps in which it does not act, whose output is then x up to rounding.
+    Cost: two reads and one write of x forward, one and one backward; keeps nothing of x's size for backward. In the
+        steps in which it does not act nothing on a CPU, which returns x itself; on a GPU, or compiled, the same, and x
+        up to rounding.
     Source: Zhou et al., "Domain Generalization with MixStyle", ICLR 2021, arXiv:2104.02008.
     Differences: torch's generator on x's device instead of Python's ``random``; half precision stays half; odd batches
         work with "crossdomain" as in Dassl (the older copies raise), batches of one too; planes of a single element mix

@@ -58,8 +58,8 @@ class PermutedAdaIN(MomentNorm):
     State: no parameters, no buffers.
     Modes: acts in training; in evaluation, and with p = 0, it returns x itself.
     Raises: ValueError for p outside [0, 1], eps not positive, an unknown style, or another channel count.
-    Cost: two reads and one write of x forward, four and one backward; the same in the steps in which it does not act,
-        whose output is then x up to rounding.
+    Cost: two reads and one write of x forward, four and one backward. In the steps in which it does not act nothing on
+        a CPU, which returns x itself; on a GPU, or compiled, the same, and x up to rounding.
     Source: Nuriel et al., "Permuted AdaIN: Reducing the Bias Towards Global Statistics in Image Classification",
         CVPR 2021, arXiv:2010.05785.
     Differences: torch's generator on x's device instead of Python's ``random``; any rank; "second_half" with an odd

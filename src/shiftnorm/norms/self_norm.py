@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from shiftnorm.norms.base import MomentNorm, OfficialTensor, has_hooks
 from shiftnorm.norms.running import RunningMoments
-from shiftnorm.ops import Affine, Gate, Moments
+from shiftnorm.ops import Affine, Gate, Moments, has_retargeting, retarget
 
 __all__ = ["SelfNorm"]
 
@@ -96,10 +96,26 @@ class SelfNorm(MomentNorm):
             >>> SelfNorm(2).affine(Moments(torch.zeros(4, 2), torch.ones(4, 2), 9)).gain.shape
             torch.Size([4, 2])
         """
+        by_kernels = None if self.mean_gate is None else self._two_gates(m, self.mean_gate)
+        if by_kernels is not None:
+            return by_kernels
         std = m.deviation(self.eps)
         gain = self.gate(m.mean, std)
         mean_gain = gain if self.mean_gate is None else self.mean_gate(m.mean, std)
         return Affine(gain, mean_gain * m.mean)
+
+    def _two_gates(self, m: Moments, mean_gate: _Gate) -> Affine | None:
+        # the kernel's affine is one gate on gain and mean: the gain of the first, the mean of the second
+        first = self._by_kernel(m, self.gate)
+        if first is None:
+            return None
+        second = self._by_kernel(m, mean_gate)
+        mean = mean_gate(m.mean, m.deviation(self.eps)) * m.mean if second is None else second.mean
+        return Affine(first.gain, mean)
+
+    def _by_kernel(self, m: Moments, gate: _Gate) -> Affine | None:
+        step = gate.step(self.eps) if has_retargeting(m.var) else None
+        return None if step is None else retarget(m, None, None, step)
 
     def step(self, m: Moments, draw: Any) -> Gate | None:
         """The gate, in training with one branch of the published attention.
