@@ -19,6 +19,13 @@ def norms_markdown(record: dict[str, Any]) -> str:
     return "\n".join([*_lines(record["norms"]), "", f"Compiled at the same time: {_shapes(record['norms'])} shapes."])
 
 
+def between_markdown(record: dict[str, Any]) -> str:
+    """The same of the kernels between the passes."""
+    rows = record["between"]
+    sizes = ", ".join(dict.fromkeys(f"{samples} x {channels}" for samples, channels in (row["shape"] for row in rows)))
+    return "\n".join([*_lines(rows), "", f"Compiled at the same time: (N, C) of {sizes}, for five norms."])
+
+
 def _shapes(rows: Sequence[dict[str, Any]]) -> int:
     return len({tuple(row["shape"]) for row in rows})
 

@@ -25,8 +25,9 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 
 from record import RESULTS, save
+from shiftnorm.ops import Exchange, Gate, Pool, triton_retarget, triton_single, triton_sort, triton_unit
 from shiftnorm.ops import triton_passes as passes
-from shiftnorm.ops import triton_single, triton_sort, triton_unit
+from shiftnorm.ops.retargeting import Setting
 from shiftnorm.ops.triton_launch import pixel_launch, pixel_view, set_launch, sort_launch, view_of
 
 FORMAT = "shiftnorm.triton_resources/1"
@@ -46,6 +47,8 @@ WHOLE = [
     ((32, 64, 56, 56), 2),
     ((2, 256, 16, 16, 16), 8),
 ]
+# For the kernels between the passes, samples and channels.
+BETWEEN = [(32, 64), (32, 2048), (256, 64), (256, 2048), (1024, 512)]
 DTYPES = [torch.bfloat16, torch.float32]
 LAYOUTS = ["contiguous", "channels_last"]
 TYPES = {
@@ -75,9 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="one shape")
     parser.add_argument("--output", type=Path, help="the record")
     options = parser.parse_args(arguments)
-    shapes, whole = (SHAPES[:1], WHOLE[:1]) if options.quick else (SHAPES, WHOLE)
-    record = measured(shapes, whole, options.capability)
-    for row in [*record["kernels"], *record["norms"]]:
+    shapes, whole, between = (SHAPES[:1], WHOLE[:1], BETWEEN[:1]) if options.quick else (SHAPES, WHOLE, BETWEEN)
+    record = measured(shapes, whole, between, options.capability)
+    for row in [*record["kernels"], *record["norms"], *record["between"]]:
         print(line(row))
     path = save(record, options.output or RESULTS / f"triton-sm_{options.capability}.json")
     print(f"record: {path}", file=sys.stderr)
@@ -87,7 +90,10 @@ Launched = list[tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]]
 
 
 def measured(
-    shapes: Sequence[tuple[int, ...]], whole: Sequence[tuple[tuple[int, ...], int]], capability: int
+    shapes: Sequence[tuple[int, ...]],
+    whole: Sequence[tuple[tuple[int, ...], int]],
+    between: Sequence[tuple[int, int]],
+    capability: int,
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -101,6 +107,7 @@ def measured(
             for shape, sharing in whole
             for row in rows_of(shape, lambda x, sharing=sharing: norm_launches(x, sharing), capability)
         ],
+        "between": [row for shape in between for row in between_rows(*shape, capability)],
     }
 
 
@@ -164,6 +171,43 @@ def norm_launches(x: Tensor, sharing: int) -> Launched:
         _, order = triton_sort.mix(x, planes, share, partner, wrap=wrap)
         triton_sort.mix_gradient(x, planes, order, share, partner, wrap=wrap)
     return found
+
+
+def between_rows(samples: int, channels: int, capability: int) -> Iterator[dict[str, Any]]:
+    """What BatchNorm, a BatchNorm with shares, CNSN and BatchNorm before CNSN launch on their (N, C) numbers."""
+    numbers, channel = torch.empty(samples, channels, device="meta"), torch.empty(channels, device="meta")
+    counter = torch.empty((), dtype=torch.int64, device="meta")
+    running = (channel, channel, counter)
+    pool = Pool(channel, channel, *running, pace=0.1, eps=1e-5)
+    gate = Gate(torch.empty(channels, 2, device="meta"), channel, channel, *running, pace=0.1, eps=1e-12, norm_eps=1e-5)
+    acts = torch.empty((), dtype=torch.bool, device="meta")
+    exchange = Exchange(torch.empty(samples, dtype=torch.int64, device="meta"), 1e-5, acts)
+    for name, *steps in (
+        ("BatchNorm", pool, None, None),
+        ("IBN", pool._replace(share=channel), None, None),
+        ("AttentiveNorm", pool._replace(weight=numbers, bias=numbers), None, None),
+        ("CNSN", None, exchange, gate),
+        ("Chain (BatchNorm, CNSN)", pool, exchange, gate),
+    ):
+        setting = Setting(784, *steps, on_cpu=False)
+        front, _, behind = steps
+        parameters = (*(behind[:3] if behind else [None] * 3), *((*front[:2], front.share) if front else [None] * 3))
+        inputs, found = (numbers, numbers, None, *parameters), Launched()
+        wrap = lambda kernel, found=found: Recorder(kernel, found)
+        _, _, *kept = triton_retarget.forward(inputs, setting, wrap=wrap)
+        triton_retarget.backward(inputs, kept, setting, (numbers, numbers), wrap=wrap)
+        for kernel, grid, given, meta in found:
+            yield {
+                "kernel": str(kernel.__name__),
+                "norm": name,
+                "shape": [samples, channels],
+                "layout": "(N, C)",
+                "dtype": "float32",
+                "programs": grid[0],
+                "tile": [meta["ROWS"], meta["COLUMNS"]],
+                "warps": meta.get("num_warps", 4),
+                **compiled(kernel, given, meta, capability),
+            }
 
 
 def name_of(kernel: Any, given: tuple[Any, ...], meta: dict[str, Any]) -> str:

@@ -78,7 +78,9 @@ def test_every_kernel_compiles_for_hopper_without_spills(tmp_path: Path) -> None
     path = tmp_path / "resources.json"
     done = run("benchmarks/triton_resources.py", "--quick", "--output", str(path), TRITON_INTERPRET="0")
     assert done.returncode == 0, done.stderr
-    rows = json.loads(path.read_text())["kernels"]
+    record = json.loads(path.read_text())
+    assert len(record["between"]) == 10 and not any(row["spilled_bytes"] for row in record["between"])
+    rows = record["kernels"]
     kernels = {"moments_tile", "reduce_tile", "apply_tile", "combine_tile", "join_moments", "join_sums"}
     kernels |= {f"{name}_activated_tile" for name in ("apply", "reduce", "combine")}
     assert {row["kernel"].removesuffix("_masked") for row in rows} == kernels

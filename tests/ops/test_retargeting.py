@@ -31,6 +31,7 @@ from shiftnorm.ops import (
     Moments,
     Pool,
     attending,
+    cpp_retarget,
     has_retargeting,
     retarget,
     switching,
@@ -79,8 +80,8 @@ SHAPES = [(2, 1, 3), (5, 17, 4), (8, 70, 3), (33, 256, 2)]
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     """One entry for every call of the kernel."""
     made: list[bool] = []
-    run = module.run_between
-    for each in (module, switching, attending):
+    run = cpp_retarget.run_between
+    for each in (cpp_retarget, switching, attending):
         monkeypatch.setattr(each, "run_between", lambda *arguments: made.append(True) or run(*arguments))
     yield made
 
@@ -166,6 +167,18 @@ def test_gradients_of_gradients_and_of_batches() -> None:
 
     assert torch.autograd.gradcheck(through, of_parameters)
     assert torch.autograd.gradgradcheck(through, of_parameters)
+
+
+@pytest.mark.parametrize("gate", [0.0, 0.4, 1.0])
+def test_a_gate_at_its_end_has_the_same_gradient_in_a_graph(gate: float, calls: list[bool]) -> None:
+    norm, x = BatchInstanceNorm(3).double(), spread_planes((4, 3, 2), torch.float64)
+    share = norm.get_parameter("gate")
+    nn.init.constant_(share, gate)
+    g = torch.randn_like(x)
+    (plain,) = torch.autograd.grad(norm(x), share, g)
+    (in_a_graph,) = torch.autograd.grad(norm(x), share, g, create_graph=True)
+    assert len(calls) > 1
+    torch.testing.assert_close(in_a_graph, plain, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(

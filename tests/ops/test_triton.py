@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resource_table import norms_markdown
+from resource_table import between_markdown, norms_markdown
 from shiftnorm.ops import explain, triton_backend
 from shiftnorm.ops.triton_backend import TritonBackend
 from shiftnorm.ops.triton_launch import (
@@ -36,7 +36,7 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="the packa
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the same tests run the compiled kernels on this GPU")
 def test_the_kernels_run_by_the_interpreter() -> None:
     files = sorted(str(path) for path in HERE.glob("test_triton_*.py"))
-    assert len(files) == 8
+    assert len(files) == 9
     # Interpreted functions are made when their module is imported, so the setting needs a process of its own.
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
@@ -131,7 +131,11 @@ def test_kernels_that_keep_x_on_chip_spill_nothing_and_are_on_the_page() -> None
         *("sort_tile", "mix_tile", "mix_gradient_tile"),
     }
     assert [row for row in record["norms"] if row["spilled_bytes"]] == []
-    assert norms_markdown(record) in (ROOT / "docs" / "performance.md").read_text()
+    assert {row["kernel"] for row in record["between"]} == {"retarget_block", "retarget_gradient_block"}
+    assert len({row["norm"] for row in record["between"]}) == 5
+    assert [row for row in record["between"] if row["spilled_bytes"]] == []
+    page = (ROOT / "docs" / "performance.md").read_text()
+    assert norms_markdown(record) in page and between_markdown(record) in page
 
 
 SHAPES = [

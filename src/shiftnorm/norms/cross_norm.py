@@ -227,8 +227,9 @@ class CrossNorm(MomentNorm):
             1e-05
         """
         check_partners("CrossNorm", draw.partner, m.mean.shape[0])
-        plain = self.pool_mean is None and self.blend is None and not self.is_regional and draw.channels is None
-        return Exchange(draw.partner, self.eps) if plain and is_known(draw.acts) else None
+        if self.pool_mean is not None or self.blend is not None or self.is_regional or draw.channels is not None:
+            return None
+        return Exchange(draw.partner, self.eps, None if is_known(draw.acts) else draw.acts)
 
     def regions(self, x: Tensor, draw: CrossNormDraw) -> tuple[Tensor, ...]:
         """The boxes of the draw, as masks: first the style's, then the content's.

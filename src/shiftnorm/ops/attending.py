@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shiftnorm.ops.cpp import run_between
-from shiftnorm.ops.dispatch import is_batched
+from shiftnorm.ops.dispatch import has_cpp, is_batched
 from shiftnorm.ops.rows import ELEMENTS, address, count_blocks, gradients_by_autograd, is_counter, is_row
 from shiftnorm.ops.types import Moments
 
@@ -73,14 +73,14 @@ def attend(m: Moments, setting: Attention) -> tuple[Tensor, Tensor] | None:
         setting: the pairs, and how they are mixed.
     """
     samples, channels = m.var.shape
-    if not isinstance(m.count, int) or samples < 2 or m.var.dtype not in ELEMENTS or m.var.device.type != "cpu":
+    if not isinstance(m.count, int) or samples < 2 or m.var.dtype not in ELEMENTS or not (m.var.is_cpu and has_cpp()):
         return None
     (pairs,) = setting.weight.shape
     of_pairs, of_planes = ((pairs,),), ((pairs, channels),)
     shapes = (of_planes, of_pairs, of_pairs, of_planes, of_planes, of_pairs, of_pairs)
     if not all(is_row(each, m.var, shape) for each, shape in zip(setting[:7], shapes, strict=True)):
         return None
-    if not all(is_row(each, m.var, ((samples, channels),)) for each in m[:2]) or not is_counter(setting.batches):
+    if not all(is_row(each, m.var, ((samples, channels),)) for each in m[:2]) or not is_counter(setting.batches, m.var):
         return None
     bessel = m.count / max(m.count - 1, 1)
     return cast("tuple[Tensor, Tensor]", _Attend.apply(m.mean, m.var, *setting[:5], setting, bessel))

@@ -15,7 +15,18 @@ from shiftnorm.ops.cpp import CppBackend
 from shiftnorm.ops.eager import EagerBackend
 from shiftnorm.ops.triton_backend import TritonBackend
 
-__all__ = ["BACKENDS", "Backend", "choose", "explain", "has_cpp", "is_batched", "is_forced", "is_traced", "use_backend"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "choose",
+    "explain",
+    "has_cpp",
+    "has_triton",
+    "is_batched",
+    "is_forced",
+    "is_traced",
+    "use_backend",
+]
 
 
 class Backend(Protocol):
@@ -46,8 +57,8 @@ class Backend(Protocol):
         ...
 
 
-_cpp = CppBackend()
-BACKENDS: tuple[Backend, ...] = (_cpp, AtenBackend(), TritonBackend(), EagerBackend())
+_cpp, _triton = CppBackend(), TritonBackend()
+BACKENDS: tuple[Backend, ...] = (_cpp, AtenBackend(), _triton, EagerBackend())
 
 _forced: ContextVar[str | None] = ContextVar("shiftnorm_backend", default=None)
 
@@ -83,6 +94,16 @@ def has_cpp() -> bool:
         False
     """
     return _forced.get() in (None, _cpp.name) and _cpp.unavailable() is None
+
+
+def has_triton(tensor: Tensor) -> bool:
+    """Whether the Triton kernels take a tensor of moments, or x itself, and ``use_backend`` does not set them aside.
+
+    Example:
+        >>> has_triton(torch.zeros(2, 3, dtype=torch.float64))
+        False
+    """
+    return _forced.get() in (None, _triton.name) and _triton.unsupported(tensor) is None
 
 
 def is_forced() -> bool:

@@ -1,8 +1,7 @@
-"""What BatchNorm, CrossNorm and SelfNorm make of moments, in this order, as one C++ kernel each way."""
+"""What BatchNorm, CrossNorm and SelfNorm make of moments, in this order, as one kernel each way: in C++, or Triton."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shiftnorm.ops.cpp import run_between
-from shiftnorm.ops.dispatch import has_cpp, is_batched, is_traced
-from shiftnorm.ops.rows import ELEMENTS, address, fits, gradients_by_autograd, is_counter, is_row
+from shiftnorm.ops import cpp_retarget
+from shiftnorm.ops.dispatch import has_cpp, has_triton, is_batched, is_traced
+from shiftnorm.ops.rows import ELEMENTS, fits, gradients_by_autograd, is_counter, is_flag, is_row
 from shiftnorm.ops.types import Affine, Moments
 
 __all__ = ["Exchange", "Gate", "Pool", "has_retargeting", "retarget"]
@@ -60,10 +59,12 @@ class Exchange(NamedTuple):
     Args:
         partner: (N,) int64, whose moments sample n takes.
         eps: added to both unbiased variances under the root.
+        acts: 0-d bool, False for everybody staying as they are; None for True. Not on a CPU, where it is known before.
     """
 
     partner: Tensor
     eps: float
+    acts: Tensor | None = None
 
 
 class Gate(NamedTuple):
@@ -106,7 +107,7 @@ def has_retargeting(tensor: Tensor) -> bool:
         >>> has_retargeting(torch.zeros(2, 3, device="meta"))
         False
     """
-    return tensor.device.type == "cpu" and not is_traced(tensor) and has_cpp()
+    return not is_traced(tensor) and ((tensor.is_cpu and has_cpp()) or has_triton(tensor))
 
 
 def retarget(m: Moments, before: Affine | Pool | None, exchange: Exchange | None, gate: Gate | None) -> Affine | None:
@@ -123,7 +124,7 @@ def retarget(m: Moments, before: Affine | Pool | None, exchange: Exchange | None
         True
 
     Args:
-        m: moments of planes, (N, C), on the CPU.
+        m: moments of planes, (N, C).
         before: what is applied first, a BatchNorm or any affine, broadcastable to (N, C); None for nothing.
         exchange: None for none.
         gate: None for none.
@@ -132,12 +133,13 @@ def retarget(m: Moments, before: Affine | Pool | None, exchange: Exchange | None
         Gain and new mean, (N, C), differentiable, also twice.
 
     Raises:
-        IndexError: if a partner is no sample of the batch.
+        IndexError: if a partner is no sample of the batch; on a GPU, which cannot be asked, the sample is NaN.
     """
     samples, channels = m.var.shape
+    on_cpu = m.var.is_cpu and has_cpp()
     pool = before if isinstance(before, Pool) else None
     gain, mean = before if isinstance(before, Affine) else (None, m.mean)
-    if not isinstance(m.count, int) or samples < 2 or m.var.dtype not in ELEMENTS or m.var.device.type != "cpu":
+    if not isinstance(m.count, int) or samples < 2 or not ((on_cpu and m.var.dtype in ELEMENTS) or has_triton(m.var)):
         return None
     rows = ((samples, channels), (1, channels), (samples, 1), (1, 1))
     if not all(fits(each, m.var, rows) for each in (m.var, m.mean, mean, gain)):
@@ -150,13 +152,16 @@ def retarget(m: Moments, before: Affine | Pool | None, exchange: Exchange | None
     if gate and not is_row(gate.linear, m.var, ((channels, 2),)):
         return None
     counters = (exchange.partner if exchange else None, pool.batches if pool else None, gate.batches if gate else None)
-    if not all(is_counter(each) for each in counters):
+    if not all(is_counter(each, m.var) for each in counters):
         return None
-    if exchange and exchange.partner.shape != (samples,):
+    if exchange and (exchange.partner.shape != (samples,) or not is_flag(exchange.acts, m.var)):
         return None
-    setting = _Setting(m.count, pool, exchange, gate)
-    var, mean = m.var.contiguous(), _as_rows(mean.expand_as(m.var) if pool else mean, m.var)
-    gain = None if gain is None else _as_rows(gain, m.var)
+    if not on_cpu and not _triton().takes(samples, exchanges=exchange is not None):
+        return None
+    setting = Setting(m.count, pool, exchange, gate, on_cpu)
+    whole = pool is not None or not on_cpu  # all the rows, though they may be one
+    var, mean = m.var.contiguous(), _as_rows(mean.expand_as(m.var) if whole else mean, m.var)
+    gain = None if gain is None else _as_rows(gain if on_cpu else gain.expand_as(m.var), m.var)
     parameters = (*(gate[:3] if gate else (None,) * 3), *((*pool[:2], pool.share) if pool else (None,) * 3))
     outputs = _Retarget.apply(var, mean, gain, *parameters, setting)
     return Affine(*cast("tuple[Tensor, Tensor]", outputs))
@@ -167,20 +172,16 @@ def _as_rows(row: Tensor, like: Tensor) -> Tensor:
     return (row if row.shape[1] == like.shape[1] else row.expand(like.shape)).contiguous()
 
 
-class _Setting(NamedTuple):
+class Setting(NamedTuple):
     size: int
     pool: Pool | None
     exchange: Exchange | None
     gate: Gate | None
+    on_cpu: bool
 
     @property
     def bessel(self) -> float:
         return self.size / max(self.size - 1, 1)
-
-
-# ``struct Retarget`` of kernels/retarget.h: integers, numbers and addresses, eight bytes each. A ctypes structure would
-# take ten times as long to fill.
-_ARGUMENTS = struct.Struct("@4q d 3P 2q 3P 2q 3P 3P 3d P d 6P 4d 4P 2P 10P")
 
 
 class _Retarget(torch.autograd.Function):
@@ -192,79 +193,35 @@ class _Retarget(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         *optional, setting = rest
         inputs: tuple[Tensor | None, ...] = (var, mean, *optional)
-        samples, channels = var.shape
-        followed = bool(setting.exchange) or bool(setting.gate)
-        rows = 2 * (bool(setting.pool) and followed) + bool(setting.exchange) + 2 * bool(setting.gate)
-        kept = var.new_empty(rows, samples, channels)
-        of_channels = var.new_empty(3, channels)
-        new_gain, new_mean = torch.empty_like(var), torch.empty_like(var)
-        partner = None if setting.exchange is None else setting.exchange.partner.contiguous()
-        if not _run(inputs, partner, kept, of_channels, setting, (new_gain, new_mean)):
-            raise IndexError(f"CrossNorm: expected partners from 0 to {samples - 1}, got {partner}.")
-        ctx.save_for_backward(*inputs, partner, kept, of_channels)
+        new_gain, new_mean, *kept = (cpp_retarget if setting.on_cpu else _triton()).forward(inputs, setting)
+        ctx.save_for_backward(*inputs, *kept)
         ctx.setting = setting
         return new_gain, new_mean
 
     @staticmethod
     def backward(ctx: Any, d_new_gain: Tensor, d_new_mean: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  (likewise)
-        *inputs, partner, kept, of_channels = ctx.saved_tensors
+        setting: Setting = ctx.setting
+        saved = ctx.saved_tensors  # asked for once, as checkpointing wants it
+        inputs, kept = saved[:9], saved[9:]
         if torch.is_grad_enabled() or is_batched(d_new_gain) or is_batched(d_new_mean):
             given, needed = (d_new_gain, d_new_mean), ctx.needs_input_grad[:-1]
-            return *gradients_by_autograd(lambda *each: _plain(each, ctx.setting), inputs, needed, given), None
-        gradients = [None if each is None else torch.empty_like(each) for each in inputs]
+            return *gradients_by_autograd(lambda *each: _plain(each, setting), inputs, needed, given), None
         given = (d_new_gain.resolve_neg().contiguous(), d_new_mean.resolve_neg().contiguous())
-        scratch = kept.new_empty(2 if ctx.setting.pool else 1, *kept.shape[1:])
-        _run(inputs, partner, kept, of_channels, ctx.setting, given, gradients, scratch)
-        return *gradients, None
+        return *(cpp_retarget if setting.on_cpu else _triton()).backward(inputs, kept, setting, given), None
 
 
-def _run(
-    inputs: Sequence[Tensor | None],
-    partner: Tensor | None,
-    kept: Tensor,
-    of_channels: Tensor,
-    setting: _Setting,
-    results: tuple[Tensor, Tensor],
-    gradients: Sequence[Tensor | None] = (None,) * 9,
-    scratch: Tensor | None = None,
-) -> bool:
-    """Forward, or backward with the gradients to fill; the results are then their gradients."""
-    var, mean, gain, linear, weight, bias, *front = inputs
-    assert var is not None and mean is not None
-    samples, channels = var.shape
-    _, pool, exchange, gate = setting
-    row = channels * var.element_size()
-    plane = samples * row
-    first = kept.data_ptr()
-    behind_pool = (first, first + plane) if exchange or gate else (results[0].data_ptr(), results[1].data_ptr())
-    second = first + 2 * plane * bool(pool and (exchange or gate))
-    third = second + plane * bool(exchange)
-    d_var, d_mean, d_gain, *others = (address(each) for each in gradients)
-    if pool and scratch is not None:
-        d_gain = scratch.data_ptr() + plane  # behind BatchNorm the gain is a number between, not an input
-    arguments = _ARGUMENTS.pack(
-        *(ELEMENTS[var.dtype], torch.get_num_threads(), samples, channels, setting.bessel),
-        *(mean.data_ptr(), var.data_ptr(), address(gain)),
-        channels if mean.shape[0] == samples else 0,
-        channels if gain is not None and gain.shape[0] == samples else 0,
-        *(address(each) for each in front),
-        *(channels if each is not None and each.dim() == 2 else 0 for each in front[:2]),
-        *((address(pool.running_mean), address(pool.running_var), address(pool.batches)) if pool else (0, 0, 0)),
-        *((of_channels.data_ptr() + 2 * row, *behind_pool) if pool else (0, 0, 0)),
-        *((pool.eps, pool.pace) if pool else (0.0, 0.0)),
-        setting.size,
-        *((partner.data_ptr(), exchange.eps) if exchange and partner is not None else (0, 0.0)),
-        *(address(linear), address(weight), address(bias)),
-        *((address(gate.running_mean), address(gate.running_var), address(gate.batches)) if gate else (0, 0, 0)),
-        *((gate.eps, gate.norm_eps, gate.pace, gate.height) if gate else (0.0, 0.0, 0.0, 1.0)),
-        *(second, third, third + plane, of_channels.data_ptr()),
-        *(results[0].data_ptr(), results[1].data_ptr()),
-        *(d_mean, d_var, d_gain, *others, address(scratch)),
-    )
-    return run_between("retarget", arguments)
+def _triton() -> Any:
+    from shiftnorm.ops import triton_retarget  # imports Triton
+
+    return triton_retarget
 
 
-def _plain(inputs: Sequence[Tensor | None], setting: _Setting) -> tuple[Tensor, Tensor]:
+def _seen_by(share: Tensor, value: Tensor) -> Tensor:
+    # a share of 0 lets nothing through, not even NaN, and yet has a gradient
+    return torch.where((share != 0) | torch.isfinite(value), value, 0.0)
+
+
+def _plain(inputs: Sequence[Tensor | None], setting: Setting) -> tuple[Tensor, Tensor]:
     """The kernel's formulas in operations that can be differentiated any number of times; no running moments."""
     var, mean, gain, linear, weight, bias, front_weight, front_bias, share = inputs
     var, mean = cast("Tensor", var), cast("Tensor", mean)
@@ -274,16 +231,16 @@ def _plain(inputs: Sequence[Tensor | None], setting: _Setting) -> tuple[Tensor, 
         level = gain = of_weight * torch.rsqrt(m.var + setting.pool.eps)
         distance = mean - m.mean
         if share is not None:
-            sees = share != 0
-            level, distance = torch.where(sees, share * level, 0.0), torch.where(sees, distance, 0.0)
-            own = torch.where(share == 1, 0.0, torch.rsqrt(var + setting.pool.eps))
-            gain = level + (1 - share) * of_weight * own
+            level, distance = share * _seen_by(share, level), _seen_by(share, distance)
+            gain = level + (1 - share) * of_weight * _seen_by(1 - share, torch.rsqrt(var + setting.pool.eps))
         mean = level * distance + (0.0 if front_bias is None else front_bias)
     mean = mean.expand_as(var)
     total = torch.ones_like(var) if gain is None else gain.expand_as(var)
     if setting.exchange is not None:
         std = torch.sqrt(setting.bessel * total.square() * var + setting.exchange.eps)
-        partner = setting.exchange.partner
+        partner, acts = setting.exchange.partner, setting.exchange.acts
+        if acts is not None:
+            partner = torch.where(acts, partner, torch.arange(partner.shape[0], device=partner.device))
         mean, total = mean.index_select(0, partner), total * (std.index_select(0, partner) / std)
     if setting.gate is not None and linear is not None:
         std = torch.sqrt(setting.bessel * total.square() * var + setting.gate.eps)

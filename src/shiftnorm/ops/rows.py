@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["ELEMENTS", "address", "count_blocks", "fits", "gradients_by_autograd", "is_counter", "is_row"]
+__all__ = ["ELEMENTS", "address", "count_blocks", "fits", "gradients_by_autograd", "is_counter", "is_flag", "is_row"]
 
 ELEMENTS = {torch.float32: 0, torch.float64: 1}
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -58,14 +58,25 @@ def is_row(each: Tensor | None, like: Tensor, shapes: tuple[tuple[int, ...], ...
     return each is None or (fits(each, like, shapes) and each.is_contiguous())
 
 
-def is_counter(each: Tensor | None) -> bool:
-    """Whether a tensor counts batches, or names samples, as the kernels do; None is.
+def is_counter(each: Tensor | None, like: Tensor) -> bool:
+    """Whether a tensor counts batches, or names samples, on the device of another; None does.
 
     Example:
-        >>> is_counter(torch.tensor(0)), is_counter(torch.tensor(0.0))
+        >>> is_counter(torch.tensor(0), torch.zeros(2)), is_counter(torch.tensor(0.0), torch.zeros(2))
         (True, False)
     """
-    return each is None or (type(each) in _PLAIN and each.dtype == torch.int64 and each.device.type == "cpu")
+    return each is None or (type(each) in _PLAIN and each.dtype == torch.int64 and each.device == like.device)
+
+
+def is_flag(each: Tensor | None, like: Tensor) -> bool:
+    """Whether a tensor is one bool on the device of another; None is.
+
+    Example:
+        >>> is_flag(torch.tensor(True), torch.zeros(2)), is_flag(torch.tensor([True, False]), torch.zeros(2))
+        (True, False)
+    """
+    plain = each is None or (type(each) in _PLAIN and each.dtype == torch.bool and each.device == like.device)
+    return plain and (each is None or each.numel() == 1)
 
 
 def gradients_by_autograd(

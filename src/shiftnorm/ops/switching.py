@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from shiftnorm.ops.cpp import run_between
-from shiftnorm.ops.dispatch import is_batched
+from shiftnorm.ops.dispatch import has_cpp, is_batched
 from shiftnorm.ops.rows import ELEMENTS, address, count_blocks, gradients_by_autograd, is_counter, is_row
 from shiftnorm.ops.types import Affine, Moments
 
@@ -72,12 +72,12 @@ def switch(m: Moments, setting: Switch) -> Affine | None:
         Gain and new mean, (N, C), differentiable, also twice.
     """
     samples, channels = m.var.shape
-    if not isinstance(m.count, int) or samples < 1 or m.var.dtype not in ELEMENTS or m.var.device.type != "cpu":
+    if not isinstance(m.count, int) or samples < 1 or m.var.dtype not in ELEMENTS or not (m.var.is_cpu and has_cpp()):
         return None
     shapes = ((3,), (3,), (channels,), (channels,), (channels,), (channels,))
     if not all(is_row(each, m.var, (shape,)) for each, shape in zip(setting[:6], shapes, strict=True)):
         return None
-    if not all(is_row(each, m.var, ((samples, channels),)) for each in m[:2]) or not is_counter(setting.batches):
+    if not all(is_row(each, m.var, ((samples, channels),)) for each in m[:2]) or not is_counter(setting.batches, m.var):
         return None
     bessel = m.count / max(m.count - 1, 1)
     return Affine(*cast("tuple[Tensor, Tensor]", _Switch.apply(m.mean, m.var, *setting[:4], setting, bessel)))
