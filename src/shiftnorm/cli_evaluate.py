@@ -136,11 +136,13 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _measured(options: argparse.Namespace) -> int:
+    from shiftnorm.evaluate.borrow import find_device
+
     kind = data_kind(options)
     names = named_corruptions(options) if kind == "images" else names_in_files(options)
     normalize = _normalization(options.normalize)
     baseline = _baseline(options.baseline, kind)
-    device = _device(options.device)
+    device = str(find_device(options.device, who="evaluate", what="--device"))
     _check_model_options(options)
     with warnings.catch_warnings():
         # they are part of the result, which is printed
@@ -301,18 +303,6 @@ def _baseline(given: str | None, kind: str) -> Baseline | Result | StabilityResu
             f"evaluation, got {given}."
         )
     return Result.load(given)
-
-
-def _device(given: str) -> str:
-    import torch
-
-    try:
-        device = torch.device(given)
-    except RuntimeError as fault:
-        raise ValueError(f"evaluate: expected --device such as cpu, cuda or cuda:1, got {given!r}.") from fault
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise ValueError(f"evaluate: there is no {given} here, only {torch.cuda.device_count()} CUDA devices; use cpu.")
-    return given
 
 
 def _check_model_options(options: argparse.Namespace) -> None:

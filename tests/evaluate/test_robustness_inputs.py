@@ -231,3 +231,9 @@ def test_bytes_for_a_model_that_does_not_take_them(layers, tmp_path):
 def test_wrong_normalizations(normalize):
     with pytest.raises(ValueError, match=r"robustness: (normalize must be|expected .mean, std.)"):
         choose_normalization(small_net(), normalize)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_here(device):
+    with pytest.raises(ValueError, match=r"robustness: (expected device such as cpu|there is no cuda:99)"):
+        robustness(small_net(), TEST, device=device)

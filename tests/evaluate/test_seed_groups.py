@@ -115,6 +115,10 @@ def test_what_does_not_belong_together_is_refused() -> None:
     one, other = ("a-seed0", result_of("a", "1")), ("b-seed0", result_of("b", "2"))
     with pytest.raises(ValueError, match="a-seed0 and copy-seed1 of the group net are of the same network"):
         group_results({"net": [one, ("copy-seed1", one[1])]})
+    with pytest.raises(ValueError, match="a-seed0 is given in the groups a and b; it would be compared with itself"):
+        group_results({"a": [one], "b": [one]})
+    with pytest.raises(ValueError, match="a-seed0 is given twice in the group net"):
+        group_results({"net": [one, other, one]})
     strange = ("b-seed0", replace(other[1], settings={**other[1].settings, "seed": 5}))
     with pytest.raises(ValueError, match="a-seed0 and b-seed0 were not measured alike: seed 0 and 5"):
         group_results({"a": [one], "b": [strange]})

@@ -87,3 +87,8 @@ def test_long_planes_are_summed_in_pieces() -> None:
     m = moments(x)
     torch.testing.assert_close(m.var.double(), x.double().var(2, correction=0), rtol=1e-6, atol=0)
     torch.testing.assert_close(m.mean.double(), x.double().mean(2), rtol=1e-6, atol=0)
+
+
+def test_explain_asks_for_a_tensor() -> None:
+    with pytest.raises(TypeError, match="explain: expected a tensor, got str"):
+        explain("x")  # pyright: ignore[reportArgumentType]

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Borrowed", "borrowed", "device_of"]
+__all__ = ["Borrowed", "borrowed", "device_of", "find_device"]
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -22,6 +22,32 @@ def device_of(model: nn.Module) -> torch.device:
     first = next(model.parameters(), None)
     first = next(model.buffers(), None) if first is None else first
     return torch.device("cpu") if first is None else first.device
+
+
+def find_device(given: str | torch.device, *, who: str, what: str = "device") -> torch.device:
+    """A device by its name, which must be one of this machine's.
+
+    Example:
+        >>> find_device("gpu", who="robustness")
+        Traceback (most recent call last):
+        ...
+        ValueError: robustness: expected device such as cpu, cuda or cuda:1, got 'gpu'.
+
+    Args:
+        given: the device or its name.
+        who: who asks.
+        what: what the caller knows it by.
+
+    Raises:
+        ValueError: if there is no such kind of device, or none of its number here.
+    """
+    try:
+        device = torch.device(given)
+    except RuntimeError as fault:
+        raise ValueError(f"{who}: expected {what} such as cpu, cuda or cuda:1, got {given!r}.") from fault
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"{who}: there is no {given} here, only {torch.cuda.device_count()} CUDA devices; use cpu.")
+    return device
 
 
 @final

@@ -20,7 +20,7 @@ from shiftnorm.data.corrupted_set import CorruptedSet
 from shiftnorm.data.dataset import Dataset
 from shiftnorm.evaluate.assemble import LEVEL, measure_baseline, remark_on_chance, summarize_cells
 from shiftnorm.evaluate.baselines import Baseline
-from shiftnorm.evaluate.borrow import Borrowed, borrowed, device_of
+from shiftnorm.evaluate.borrow import Borrowed, borrowed, device_of, find_device
 from shiftnorm.evaluate.cell_folder import CellFolder
 from shiftnorm.evaluate.cells import CLEAN
 from shiftnorm.evaluate.examples import show_examples
@@ -147,7 +147,7 @@ def robustness(
             storage=storage,
             frost_dir=frost_dir,
             batch_size=batch_size,
-            device=torch.device(device) if device is not None else device_of(model),
+            device=device_of(model) if device is None else find_device(device, who="robustness"),
             amp=amp,
             channels_last=channels_last,
             bootstrap=bootstrap,

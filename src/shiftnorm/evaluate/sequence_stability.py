@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from shiftnorm.data.sequences import SequenceSet
 from shiftnorm.evaluate.bootstrap import bootstrap
-from shiftnorm.evaluate.borrow import borrowed, device_of
+from shiftnorm.evaluate.borrow import borrowed, device_of, find_device
 from shiftnorm.evaluate.fingerprint import batch_remarks, digest_model, norms_using_batch
 from shiftnorm.evaluate.forward_pass import choose_amp, describe_pass, naming_sizes
 from shiftnorm.evaluate.measure import scores_of
@@ -127,7 +127,7 @@ def measure_stability(
     chosen, notes = _choose(data, perturbations, difficulty, on_missing)
     model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     normalization = choose_normalization(model, normalize)
-    place = torch.device(device) if device is not None else device_of(model)
+    place = device_of(model) if device is None else find_device(device, who="measure_stability")
     dtype = choose_amp(amp, place)
     sums = {plain: data.checksum(file) for plain, file in chosen.items()}
     settings: dict[str, Any] = {

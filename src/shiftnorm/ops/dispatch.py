@@ -126,6 +126,8 @@ def explain(x: Tensor) -> str:
         triton: declines, takes CUDA tensors, x is on cpu
         eager: runs
     """
+    if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]  (not every caller checks types)
+        raise TypeError(f"explain: expected a tensor, got {type(x).__name__}.")
     if is_traced(x):
         return "traced (torch.compile, export, torch.func or a tensor subclass): the plain formulas run, no backend"
     forced = _forced.get()
