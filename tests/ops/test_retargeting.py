@@ -348,6 +348,7 @@ def test_moments_that_it_does_not_take() -> None:
         assert retarget(m, Affine(m.mean, wrong), exchange, None) is None
     counter = torch.tensor(0, dtype=torch.int32)
     assert retarget(m, Pool(None, None, None, None, counter, pace=0.1, eps=1e-5), exchange, None) is None
+    assert retarget(m, None, exchange._replace(acts=torch.tensor(False)), None) is None
     strided = Moments(torch.randn(3, 4).T, torch.rand(3, 4).T, 9)
     affine = retarget(strided, None, exchange, None)
     assert affine is not None

@@ -59,7 +59,7 @@ class Exchange(NamedTuple):
     Args:
         partner: (N,) int64, whose moments sample n takes.
         eps: added to both unbiased variances under the root.
-        acts: 0-d bool, False for everybody staying as they are; None for True. Not on a CPU, where it is known before.
+        acts: 0-d bool, False for everybody staying as they are; None for True. Not for the C++ kernel.
     """
 
     partner: Tensor
@@ -156,6 +156,8 @@ def retarget(m: Moments, before: Affine | Pool | None, exchange: Exchange | None
         return None
     if exchange and (exchange.partner.shape != (samples,) or not is_flag(exchange.acts, m.var)):
         return None
+    if exchange and on_cpu and exchange.acts is not None:
+        return None  # the C++ kernel does not ask
     if not on_cpu and not _triton().takes(samples, exchanges=exchange is not None):
         return None
     setting = Setting(m.count, pool, exchange, gate, on_cpu)
