@@ -114,7 +114,7 @@ def test_the_record_of_a_run_tells_its_seed(tmp_path: Path) -> None:
 def test_what_does_not_belong_together_is_refused() -> None:
     one, other = ("a-seed0", result_of("a", "1")), ("b-seed0", result_of("b", "2"))
     with pytest.raises(ValueError, match="a-seed0 and copy-seed1 of the group net are of the same network"):
-        group_results({"net": [one, ("copy-seed1", one[1])]})
+        group_results({"net": [one, ("copy-seed1", replace(one[1]))]})
     with pytest.raises(ValueError, match="a-seed0 is given in the groups a and b; it would be compared with itself"):
         group_results({"a": [one], "b": [one]})
     with pytest.raises(ValueError, match="a-seed0 is given twice in the group net"):

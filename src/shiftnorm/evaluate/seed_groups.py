@@ -108,13 +108,15 @@ def group_results(named: Mapping[str, Sequence[tuple[str, Result]]]) -> list[See
         ValueError: if two runs were not measured alike, a run is given twice, or two of a group are the same network.
     """
     (first_place, first), *_ = next(iter(named.values()))
-    given: dict[Path, str] = {}
+    given: dict[object, str] = {}
     for group, runs in named.items():
         networks: dict[str, str] = {}
         for place, result in runs:
-            if (before := given.setdefault(Path(place).resolve(), group)) != group or place in networks.values():
+            itself = id(result) if result.folder is None else result.folder.resolve()
+            if (before := given.get(itself)) is not None:
                 where = f"twice in the group {group}" if before == group else f"in the groups {before} and {group}"
                 raise ValueError(f"report: {place} is given {where}; it would be compared with itself.")
+            given[itself] = group
             if reasons := find_mismatches(first, result):
                 raise ValueError(
                     f"report: {first_place} and {place} were not measured alike: {', '.join(reasons)}. Runs of groups "
